@@ -1,0 +1,1 @@
+//! Starting, ready or draining, on a watch channel.

@@ -1,0 +1,4 @@
+//! Sending requests to the upstream.
+
+pub mod connect;
+pub mod single;
