@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+pub mod liveness;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;

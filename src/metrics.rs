@@ -1,7 +1,7 @@
 //! Every metric in one list: name, unit, labels, help (contract §6).
 //!
 //! Counting and showing are apart. [`WorkerMetrics`] and [`TokenMetrics`] are plain atomics that their owners write without a lock; [`Metrics`] adds
-//! them up and writes the page when it is scraped. The page is OpenMetrics text, where the library appends the unit and `_total` to the names below.
+//! them up and writes the page when it is scraped. The page is `OpenMetrics` text, where the library appends the unit and `_total` to the names below.
 
 mod cells;
 mod process;
@@ -10,6 +10,7 @@ mod worker;
 
 use std::fmt::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
@@ -24,7 +25,7 @@ use cells::HistogramSnapshot;
 use process::Snapshot;
 use worker::request_labels;
 
-/// The content type of [`Metrics::encode`] (OpenMetrics 1.0, section "Overall structure").
+/// The content type of [`Metrics::encode`] (`OpenMetrics` 1.0, section "Overall structure").
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All that is counted, ready to be scraped.
@@ -35,18 +36,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Shows the sum over `workers`, `token`, and the process, which began at `started`.
-    pub fn new(workers: Vec<Arc<WorkerMetrics>>, token: Arc<TokenMetrics>, started: SystemTime) -> Self {
+    /// Shows the sum over `workers`, `token`, the lines that stderr did not take, and the process, which began at `started`.
+    pub fn new(workers: Vec<Arc<WorkerMetrics>>, token: Arc<TokenMetrics>, dropped_lines: Arc<AtomicU64>, started: SystemTime) -> Self {
         let workers: Arc<[_]> = workers.into();
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("upsolver_auth_proxy");
         own.register_collector(Box::new(RequestMetrics(Arc::clone(&workers))));
-        own.register_collector(Box::new(ControlMetrics(token)));
+        own.register_collector(Box::new(ControlMetrics { token, dropped_lines }));
         registry.register_collector(Box::new(ProcessMetrics { started }));
         Self { workers, registry }
     }
 
-    /// The whole page as OpenMetrics text, of type [`CONTENT_TYPE`].
+    /// The whole page as `OpenMetrics` text, of type [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut page = String::with_capacity(16 << 10);
         prometheus_client::encoding::text::encode(&mut page, &self.registry).expect("writing to a String does not fail");
@@ -115,13 +116,16 @@ impl Collector for RequestMetrics {
     }
 }
 
-/// The token and its credentials.
+/// The token, its credentials, and what is left.
 #[derive(Debug)]
-struct ControlMetrics(Arc<TokenMetrics>);
+struct ControlMetrics {
+    token: Arc<TokenMetrics>,
+    dropped_lines: Arc<AtomicU64>,
+}
 
 impl Collector for ControlMetrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let token = &self.0;
+        let token = &self.token;
         let mut page = Page(encoder);
         page.labelled("token_mints", "Ended attempts to mint a token, by result.", "result", token.mints.read())?;
         page.histogram("token_mint_duration", "How long attempts to mint took.", Some(token.mint_duration.read()))?;
@@ -139,6 +143,8 @@ impl Collector for ControlMetrics {
         let pending = u32::from(token.is_pending_rejected());
         page.gauge_value("credentials_pending_rejected", "1 while new credentials are there that the upstream rejected.", &pending)?;
 
+        let dropped = self.dropped_lines.load(Relaxed);
+        page.counter_value("log_lines_dropped", None, "Log lines that stderr did not take in time.", &dropped)?;
         let mut build = page.0.encode_descriptor("build", "The running version.", None, MetricType::Info)?;
         build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
     }
@@ -283,7 +289,7 @@ mod tests {
         token.store_error("write");
         token.credentials_reload("changed");
         token.pending_rejected(true);
-        Metrics::new(workers, token, SystemTime::now())
+        Metrics::new(workers, token, Arc::new(AtomicU64::new(9)), SystemTime::now())
     }
 
     /// Contract §6: each metric under its name and labels, summed over the workers.
@@ -316,6 +322,7 @@ mod tests {
             "credentials_pending_rejected 1",
             r#"policy_denials_total{rule="0",dry_run="true"} 2"#,
             r#"policy_denials_total{rule="default",dry_run="false"} 0"#,
+            "log_lines_dropped_total 9",
             concat!("build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ];
         for row in rows {
@@ -328,7 +335,7 @@ mod tests {
     /// Alerts are written before anything happens: each value of a fixed label is there with 0. Only the age of a token that is not there is absent.
     #[test]
     fn every_fixed_label_value_is_there_from_the_start() {
-        let page = Metrics::new(vec![Arc::default()], Arc::default(), SystemTime::now()).encode();
+        let page = Metrics::new(vec![Arc::default()], Arc::default(), Arc::default(), SystemTime::now()).encode();
         let families = [
             ("errors_total", "code", &ERROR_CODES[..]),
             ("upstream_connects_total", "result", &CONNECT_RESULTS),
@@ -348,7 +355,7 @@ mod tests {
         assert!(!page.lines().any(|line| line.starts_with("upsolver_auth_proxy_token_created_timestamp_seconds ")), "{page}");
     }
 
-    /// OpenMetrics: names are unique, a sample belongs to the family whose TYPE stands above it, and a unit ends the family's name.
+    /// `OpenMetrics`: names are unique, a sample belongs to the family whose TYPE stands above it, and a unit ends the family's name.
     #[test]
     fn the_page_is_well_formed() {
         let page = busy().encode();
@@ -377,6 +384,6 @@ mod tests {
                 _ => panic!("unexpected line {line:?}"),
             }
         }
-        assert_eq!(seen.len(), 26, "families: {seen:?}");
+        assert_eq!(seen.len(), 27, "families: {seen:?}");
     }
 }

@@ -28,7 +28,7 @@ impl Snapshot {
     }
 }
 
-/// `VmRSS` of `/proc/self/status` (proc_pid_status(5)), where it is in KiB whatever the page size.
+/// `VmRSS` of `/proc/self/status` (`proc_pid_status(5)`), where it is in `KiB` whatever the page size.
 fn resident_bytes(status: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
