@@ -150,6 +150,12 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     );
 }
 
+/// A log that goes nowhere, and its filter, for the tests of others. The filter works as long as the log is kept.
+#[cfg(test)]
+pub(crate) fn unseen(filter: &str) -> (Dispatch, LogFilter) {
+    with_writer(filter, Format { json: false, colour: false }, std::io::sink).expect("a valid filter")
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
