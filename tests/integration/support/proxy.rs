@@ -204,8 +204,7 @@ impl Proxy {
     pub(crate) fn wait_for_field(&self, message: &str, field: &str) -> String {
         self.wait_for_line(message, |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            let fields = &line["fields"];
-            (fields["message"] == message).then(|| fields[field].as_str().map(str::to_owned))?
+            (line["message"] == message).then(|| line[field].as_str().map(str::to_owned))?
         })
     }
 
