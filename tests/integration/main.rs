@@ -4,3 +4,4 @@
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
 mod support;
+mod tokens;

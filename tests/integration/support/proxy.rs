@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use upsolver_auth_proxy::simulator::{Account, Simulator};
+
 use super::raw::{Message, PATIENCE, Raw, RawUpstream};
 
 /// Settings that every test proxy starts from: ports chosen by the system, one worker, trace logs.
@@ -64,6 +66,23 @@ impl Builder {
         let file = builder.file("token", token);
         builder = builder.set(format!("credentials.token_file={}", file.display()));
         builder
+    }
+
+    /// Against the simulated API, minting with `account`.
+    pub(crate) fn to_simulator(simulator: &Simulator, account: &Account) -> Self {
+        let builder = Self::to_simulator_without_credentials(simulator);
+        builder
+            .env("UPSOLVER_EMAIL", &account.email)
+            .env("UPSOLVER_PASSWORD", &account.password)
+            .secret(&account.email)
+            .secret(&account.password)
+    }
+
+    /// Against the simulated API; where the credentials come from is the test's matter.
+    pub(crate) fn to_simulator_without_credentials(simulator: &Simulator) -> Self {
+        let builder = Self::new();
+        let ca = simulator.write_ca(builder.directory()).expect("a writable directory");
+        builder.set(format!("upstream.url={}", simulator.url())).set(format!("upstream.ca_file={}", ca.display()))
     }
 
     /// One `section.key=value`, as `--set` takes it.
