@@ -260,7 +260,7 @@ mod tests {
         assert!(off.contains("admin.address"), "{off}");
     }
 
-    /// The real admin server at both kinds of address: `health` and `shutdown` over each, `wait` across the first token.
+    /// The real admin server at both kinds of address: `health` and `shutdown` over each, `wait` before and after the first token.
     #[tokio::test]
     async fn asks_the_running_proxy() {
         let folder = tempfile::tempdir().unwrap();
@@ -282,12 +282,29 @@ mod tests {
                 assert!(matches!(commands.recv().await, Some(Command::Quit)));
             }
             assert!(!wait_for(&targets, Duration::ZERO).await);
-            let mint = async { token.send_replace(Arc::new(Status { started: true, usable: true, ..status() })) };
-            let (ready, _) = tokio::join!(biased; wait_for(&targets, Duration::MAX), mint);
-            assert!(ready);
+            token.send_replace(Arc::new(Status { started: true, usable: true, ..status() }));
+            assert!(wait_for(&targets, Duration::MAX).await);
             stop.send(()).unwrap();
         };
         LocalSet::new().run_until(async { tokio::join!(server, person) }).await;
+    }
+
+    /// The first address that somebody listens at is asked, again and again until the answer is yes.
+    #[tokio::test]
+    async fn waits_through_a_no() {
+        let folder = tempfile::tempdir().unwrap();
+        let (nobody, path) = (folder.path().join("nobody.sock"), folder.path().join("admin.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let proxy = async {
+            for answer in ["503 Service Unavailable", "503 Service Unavailable", "200 OK"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+            }
+        };
+        let targets = [Target::Unix(nobody), Target::Unix(path)];
+        let (ready, ()) = tokio::join!(wait_for(&targets, Duration::from_secs(30)), proxy);
+        assert!(ready);
     }
 
     /// Where nobody listens, or somebody else does: the message names the place and says what to look at.
