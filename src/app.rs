@@ -99,7 +99,8 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let (draining, draining_reader) = watch::channel(false);
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
     let guard = Guard::new(&config, &ports)?;
-    let shared = worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.source(), guard, tls, stage: stage_reader.clone() };
+    let shared =
+        worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.source(), guard, tls, stage: stage_reader.clone() };
     for socket in sockets.first().into_iter().flatten() {
         tracing::info!(address = %socket, "listening");
     }
@@ -264,7 +265,11 @@ impl Control<'_> {
     }
 }
 
-fn start_admin(sockets: Vec<Bound>, handles: Handles, mut stage: watch::Receiver<Stage>) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
+fn start_admin(
+    sockets: Vec<Bound>,
+    handles: Handles,
+    mut stage: watch::Receiver<Stage>,
+) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
     let mut listeners = Vec::new();
     for socket in sockets {
         tracing::info!(address = %socket, "admin server listening");
@@ -286,7 +291,8 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 
 /// TLS towards the downstream, for a shared gateway.
 fn server_tls(files: &ListenTls) -> anyhow::Result<Arc<ServerConfig>> {
-    let certificates = tls::read_certificates(&files.certificate_file).map_err(|reason| anyhow!("listen.tls.certificate_file: {reason}"))?;
+    let certificates =
+        tls::read_certificates(&files.certificate_file).map_err(|reason| anyhow!("listen.tls.certificate_file: {reason}"))?;
     let key = PrivateKeyDer::from_pem_file(&files.private_key_file)
         .map_err(|error| anyhow!("listen.tls.private_key_file: {}: no usable PEM key: {error}", files.private_key_file.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());

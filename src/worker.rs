@@ -66,7 +66,8 @@ impl Worker {
 pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: WorkerPings) -> io::Result<Worker> {
     let (end, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
         match runtime {
             Ok(runtime) => {
                 let cut = runtime.block_on(serve(sockets, shared, metrics, pings));

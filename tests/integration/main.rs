@@ -3,5 +3,6 @@
 //!
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
+mod clients;
 mod support;
 mod tokens;

@@ -19,7 +19,10 @@ fn simulator(account: &Account) -> Simulator {
 
 /// A proxy that may mint as fast as a test revokes.
 fn eager(simulator: &Simulator, account: &Account) -> Builder {
-    Builder::to_simulator(simulator, account).set("token.min_mint_interval=0s").set("token.mint_budget=1000").set("token.probe_interval=1ms")
+    Builder::to_simulator(simulator, account)
+        .set("token.min_mint_interval=0s")
+        .set("token.mint_budget=1000")
+        .set("token.probe_interval=1ms")
 }
 
 fn mint_attempts(simulator: &Simulator) -> Vec<Received> {
@@ -114,7 +117,8 @@ fn c03_early_requests_wait_with_their_bodies_unread() {
 fn c04_wrong_credentials_are_not_tried_again_until_they_change() {
     let account = account();
     let simulator = simulator(&account);
-    let builder = Builder::to_simulator_without_credentials(&simulator).set("token.wait=50ms").secret(&account.email).secret(&account.password);
+    let builder =
+        Builder::to_simulator_without_credentials(&simulator).set("token.wait=50ms").secret(&account.email).secret(&account.password);
     let wrong = canary("wrongpassword");
     let email = builder.file("email", &account.email);
     let password = builder.file("password", &wrong);
@@ -164,7 +168,11 @@ fn c11_a_lost_reply_is_logged_with_its_name_and_counted() {
     let mints = simulator.mints();
     assert_eq!(mints.len(), 2, "the lost one and its successor");
     let log = proxy.log();
-    assert!(log.lines().any(|line| line.contains(&mints[0].name) && line.contains("WARN")), "the orphan's name is logged: {}", mints[0].name);
+    assert!(
+        log.lines().any(|line| line.contains(&mints[0].name) && line.contains("WARN")),
+        "the orphan's name is logged: {}",
+        mints[0].name
+    );
     assert_eq!(proxy.metric("upsolver_auth_proxy_token_mints_total{result=\"lost\"}"), 1.0);
     assert_eq!(proxy.status()["mints_left"], 4, "six less two");
 }

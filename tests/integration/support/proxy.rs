@@ -200,9 +200,7 @@ impl Proxy {
     pub(crate) fn metric(&self, sample: &str) -> f64 {
         let page = self.ask_admin("GET", "/metrics").text();
         assert_no_secret(&self.secrets, &page);
-        page.lines()
-            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.split(' ').next()?.parse().ok())
-            .unwrap_or(0.0)
+        page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.split(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 
     /// Polls until `condition` holds.

@@ -153,7 +153,8 @@ impl Raw {
     pub(crate) fn is_silent_for(&mut self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).expect("a TCP socket");
         let mut byte = [0];
-        let silent = self.buffered.is_empty() && matches!(self.stream.peek(&mut byte), Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        let silent = self.buffered.is_empty()
+            && matches!(self.stream.peek(&mut byte), Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
         self.stream.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
         silent
     }
@@ -264,7 +265,9 @@ impl RawUpstream {
                     stream.set_nonblocking(false).expect("a TCP socket");
                     return Raw::new(stream);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2))
+                }
                 Err(error) => panic!("the proxy did not connect within {PATIENCE:?}: {error}"),
             }
         }
