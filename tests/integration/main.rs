@@ -4,5 +4,6 @@
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
 mod clients;
+mod faults;
 mod support;
 mod tokens;

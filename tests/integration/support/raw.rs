@@ -138,6 +138,17 @@ impl Raw {
         self.buffered.drain(..end).collect()
     }
 
+    /// The next bytes, at most as many as fit; 0 at the end. For bodies too large to keep.
+    pub(crate) fn take_some(&mut self, into: &mut [u8]) -> usize {
+        if self.buffered.is_empty() {
+            return self.stream.read(into).expect("the peer sends");
+        }
+        let count = into.len().min(self.buffered.len());
+        into[..count].copy_from_slice(&self.buffered[..count]);
+        self.buffered.drain(..count);
+        count
+    }
+
     /// Everything until the peer closes.
     pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         while self.fill() {}
