@@ -1,6 +1,291 @@
-//! The straight line of one request.
+//! The straight line of one request: guard, clean, authorize, send, relay.
+//!
+//! [`Proxy::forward`] is that line, read top to bottom; each step is a function of a module of its own. [`Proxy::handle`] wraps it: opens the record of
+//! the exchange, turns an [`Error`] into a response, and leaves the rest to the body that goes downstream.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::sync::watch;
+
+use crate::config::{self, Replay};
+use crate::metrics::WorkerMetrics;
+use crate::server::clock::{Clock, Expired, Phase};
+use crate::shutdown::{Stage, reached};
+use crate::telemetry::AccessLog;
+use crate::token::{ActiveToken, TokenReader, Verdict};
+use crate::upstream::connect::ConnectError;
+use crate::upstream::pool::{Evidence, ReplyBody, SendError, Upstream};
+
+use body::ResponseBody;
+use error::Error;
+use exchange::{Exchange, InFlight};
+use guard::{Admitted, Guard};
+use replay::{Attempts, BodyFailure, RequestBody};
+
+mod body;
 pub mod error;
+mod exchange;
 pub mod guard;
 pub mod headers;
 pub mod policy;
+mod replay;
+
+/// Everything that the requests of one worker share.
+pub struct Proxy {
+    guard: Guard,
+    tokens: TokenReader,
+    upstream: Rc<Upstream<RequestBody>>,
+    settings: Settings,
+    in_flight: Rc<Cell<usize>>,
+    stage: watch::Receiver<Stage>,
+    metrics: Arc<WorkerMetrics>,
+}
+
+/// The parts of the configuration that a request needs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `limits.max_in_flight`, this worker's share.
+    pub max_in_flight: usize,
+    /// `limits.max_request_body`, in bytes.
+    pub max_request_body: Option<u64>,
+    /// `token.wait`
+    pub wait: Duration,
+    /// `token.replay`
+    pub replay: Replay,
+    /// `token.replay_buffer`, in bytes.
+    pub replay_buffer: usize,
+    /// `upstream.connect_timeout`
+    pub connect_timeout: Duration,
+    /// `log.access`
+    pub access: AccessLog,
+}
+
+impl Settings {
+    /// For one of `workers`.
+    pub fn new(config: &config::Config, workers: usize) -> Self {
+        Self {
+            max_in_flight: config.limits.max_in_flight.get().div_ceil(workers),
+            max_request_body: config.limits.max_request_body,
+            wait: config.token.wait,
+            replay: config.token.replay,
+            replay_buffer: config.token.replay_buffer,
+            connect_timeout: config.upstream.connect_timeout,
+            access: AccessLog::new(config.log.access),
+        }
+    }
+}
+
+/// How a request ends when nothing goes wrong.
+enum Answer {
+    Relayed(Relayed),
+    /// `OPTIONS *` and its like, which no token is needed for.
+    Local(Response<bytes::Bytes>),
+}
+
+struct Relayed {
+    response: Response<ReplyBody<RequestBody>>,
+    token: ActiveToken,
+    wants_trailers: bool,
+    request_bytes: u64,
+}
+
+impl Proxy {
+    /// For one worker; must live on its thread.
+    pub fn new(
+        guard: Guard,
+        tokens: TokenReader,
+        upstream: Rc<Upstream<RequestBody>>,
+        settings: Settings,
+        stage: watch::Receiver<Stage>,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Self {
+        Self { guard, tokens, upstream, settings, in_flight: Rc::default(), stage, metrics }
+    }
+
+    /// Answers one request, whatever happens. Dropped, which hyper does when the downstream leaves, it cancels the exchange upstream.
+    pub async fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Response<ResponseBody> {
+        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight));
+        let answer = self.forward(request, &clock, &mut exchange).await;
+        clock.enter(Phase::Relay);
+        match answer {
+            Ok(Answer::Relayed(relayed)) => {
+                let Relayed { response, token, wants_trailers, request_bytes } = relayed;
+                exchange.answered(response.status(), request_bytes);
+                response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange, clock))
+            }
+            Ok(Answer::Local(response)) => {
+                exchange.answered_locally(response.status(), None);
+                response.map(|body| ResponseBody::own(body, exchange, clock))
+            }
+            Err(error) => {
+                let response = error.response();
+                exchange.answered_locally(response.status(), Some(&error));
+                response.map(|body| ResponseBody::own(body, exchange, clock))
+            }
+        }
+    }
+
+    /// The straight line.
+    async fn forward(&self, request: Request<Incoming>, clock: &Rc<Clock>, exchange: &mut Exchange) -> Result<Answer, Error> {
+        self.admit()?;
+        let (mut head, body) = request.into_parts();
+        let admitted = match self.guard.check(&head)? {
+            Admitted::Forward(admitted) => admitted,
+            Admitted::AnswerLocally(response) => return Ok(Answer::Local(response)),
+        };
+        self.check_announced_length(&body)?;
+
+        let cleaned = headers::clean_request(&mut head, &body.size_hint(), self.guard.upstream());
+        let attempts = self.attempts(head, body, clock);
+        let mut token = self.token().await?;
+
+        let mut response = self.send(attempts.first(&token.authorization), &attempts, &token, clock, exchange).await?;
+        if let Some(successor) = self.rejected(&response, &token, clock).await
+            && let Some(again) = self.again(&attempts, &successor)
+        {
+            drop(response);
+            token = successor;
+            response = self.send(again, &attempts, &token, clock, exchange).await?;
+            self.metrics.replay(if is_rejection(response.status()) { "failure" } else { "success" });
+        }
+
+        let (mut head, body) = response.into_parts();
+        headers::clean_response(&mut head, &admitted, cleaned, &token.authorization)?;
+        let wants_trailers = cleaned.wants_trailers;
+        Ok(Answer::Relayed(Relayed {
+            response: Response::from_parts(head, body),
+            token,
+            wants_trailers,
+            request_bytes: attempts.received_bytes(),
+        }))
+    }
+
+    /// Sheds at the limit, before any work. This request is counted already.
+    fn admit(&self) -> Result<(), Error> {
+        if self.in_flight.get() > self.settings.max_in_flight { Err(Error::Overloaded) } else { Ok(()) }
+    }
+
+    /// A body whose length says that it is too large is refused before any of it is read; any other is counted in passing.
+    fn check_announced_length(&self, body: &Incoming) -> Result<(), Error> {
+        let announced = body.size_hint().exact();
+        match self.settings.max_request_body {
+            Some(limit) if announced.is_some_and(|length| length > limit) => Err(Error::BodyTooLarge),
+            _ => Ok(()),
+        }
+    }
+
+    fn attempts(&self, head: http::request::Parts, body: Incoming, clock: &Rc<Clock>) -> Attempts {
+        let keep = self.may_replay(&head.method).then_some(self.settings.replay_buffer);
+        Attempts::new(head, body, keep, self.settings.max_request_body, Rc::clone(clock), Arc::clone(&self.metrics))
+    }
+
+    fn may_replay(&self, method: &Method) -> bool {
+        match self.settings.replay {
+            Replay::All => true,
+            Replay::Safe => matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS),
+            Replay::Off => false,
+        }
+    }
+
+    /// The token in use, or the first to come within `token.wait`. The body stays unread meanwhile.
+    async fn token(&self) -> Result<ActiveToken, Error> {
+        if let Some(token) = self.tokens.current() {
+            return Ok(token);
+        }
+        let mut stage = self.stage.clone();
+        tokio::select! {
+            token = self.tokens.wait(self.settings.wait) => {
+                token.map_err(|unavailable| Error::TokenUnavailable { retry_after: unavailable.retry_after })
+            }
+            () = reached(&mut stage, Stage::Drain) => Err(Error::Draining),
+        }
+    }
+
+    /// Sends one attempt and waits for the response head, within the timeouts of the exchange's clock.
+    async fn send(
+        &self,
+        request: Request<RequestBody>,
+        attempts: &Attempts,
+        token: &ActiveToken,
+        clock: &Clock,
+        exchange: &mut Exchange,
+    ) -> Result<Response<ReplyBody<RequestBody>>, Error> {
+        exchange.attempted(token.generation);
+        clock.send();
+        let again = |evidence| match evidence {
+            Evidence::NotProcessed => attempts.again(&token.authorization),
+            Evidence::ClosedBeforeReply if attempts.is_repeatable() => Some(attempts.first(&token.authorization)),
+            Evidence::ClosedBeforeReply => None,
+        };
+        // When the clock wins, the exchange upstream is cancelled: its connection closes.
+        tokio::select! {
+            biased;
+            sent = self.upstream.send(request, again) => sent.map_err(|error| explain(error, attempts)),
+            expired = clock.expired() => Err(match expired {
+                Expired::Downstream => Error::RequestTimeout,
+                Expired::UpstreamRead => Error::UpstreamTimeout("it stopped reading the request"),
+                Expired::UpstreamResponse => Error::UpstreamTimeout("no response head in time"),
+            }),
+        }
+    }
+
+    /// Where `response` rejects the token and the token is proven dead: the token that replaces it.
+    async fn rejected<B>(&self, response: &Response<B>, token: &ActiveToken, clock: &Clock) -> Option<ActiveToken> {
+        if !is_rejection(response.status()) {
+            return None;
+        }
+        clock.enter(Phase::Waiting);
+        let from_api = has_request_id(response.headers());
+        match self.tokens.reject(token, response.status(), from_api, self.settings.wait).await {
+            Verdict::Relay => None,
+            Verdict::Replay(successor) => Some(successor),
+        }
+    }
+
+    /// The request for the second time, where the configuration and the copy of its body allow it.
+    fn again(&self, attempts: &Attempts, successor: &ActiveToken) -> Option<Request<RequestBody>> {
+        if !self.may_replay(attempts.method()) {
+            self.metrics.replay("not_allowed");
+            return None;
+        }
+        let again = attempts.again(&successor.authorization);
+        if again.is_none() {
+            self.metrics.replay("too_large");
+        }
+        again
+    }
+}
+
+fn is_rejection(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// Answers of the API itself carry this field; one without comes from something in front of it (contract section 1).
+fn has_request_id(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-api-requestid")
+}
+
+/// A request that brought no response, in the words that the downstream gets.
+fn explain(error: SendError, attempts: &Attempts) -> Error {
+    // The body's own failure explains whatever else went wrong with its exchange.
+    match attempts.body_failure() {
+        Some(BodyFailure::TooLarge) => return Error::BodyTooLarge,
+        Some(BodyFailure::Malformed) => return Error::BadRequest("the body's chunks are malformed"),
+        Some(BodyFailure::Closed) => return Error::DownstreamClosed,
+        None => {}
+    }
+    match error {
+        SendError::Connect(ConnectError::Timeout { .. }) => Error::UpstreamTimeout("no connection in time"),
+        SendError::Connect(error @ ConnectError::Tls { .. }) => Error::UpstreamTls(error.to_string()),
+        SendError::Connect(error @ (ConnectError::Dns(_) | ConnectError::Unreachable { .. } | ConnectError::Proxy { .. })) => {
+            Error::UpstreamUnreachable(error.to_string())
+        }
+        SendError::RequestBody(_) | SendError::Protocol(_) => Error::UpstreamProtocol(error.to_string()),
+    }
+}

@@ -1,1 +1,220 @@
-//! Placeholder.
+//! The downstream side: accepts connections, speaks HTTP/1 on them, bounds them in number, size and time, drains them. For any service.
+//!
+//! Leaves to the service everything that a request means. Two things hyper does not do are done here: every timeout ([`clock`]), and a close that
+//! does not destroy the response (a lingering close, RFC 9112 section 9.6).
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::num::NonZeroUsize;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::shutdown::{Stage, reached};
+use clock::{Clock, Phase};
+use listen::{Listener, Peer};
+use stream::{Returned, Stream, Watched};
+
+pub mod clock;
+pub mod listen;
+pub mod stream;
+
+/// Fields of a request head; more are 431 (RFC 6585 section 5).
+const MAX_REQUEST_FIELDS: usize = 100;
+/// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
+const LINGER_IDLE: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(30);
+/// Connections over the limit that are told so at a time; more are closed without a word.
+const MAX_REFUSALS: usize = 64;
+/// After a failed accept, typically for lack of descriptors: time for some to be freed, without spinning.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How connections are served.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Timeouts.
+    pub limits: clock::Limits,
+    /// Of a request head, in bytes; more is 431.
+    pub max_header_size: usize,
+    /// Connections at a time.
+    pub max_connections: NonZeroUsize,
+    /// A complete HTTP message for a head that did not arrive in time.
+    pub too_slow: Bytes,
+    /// A complete HTTP message for a connection over the limit.
+    pub too_many: Bytes,
+}
+
+/// Serves until the shutdown begins, then lets the connections finish until it cuts them. Returns how many were cut.
+///
+/// Cancelled, it closes everything.
+pub async fn run<S, F, B>(
+    listeners: Vec<Listener>,
+    tls: Option<TlsAcceptor>,
+    settings: Settings,
+    mut stage: watch::Receiver<Stage>,
+    service: S,
+) -> usize
+where
+    S: Fn(Request<Incoming>, Rc<Clock>) -> F + Clone + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let settings = Rc::new(settings);
+    let mut connections = JoinSet::new();
+    let mut refusals = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = reached(&mut stage, Stage::Drain) => break,
+            // A finished connection only makes room; a panic in it was reported by the panic hook.
+            Some(_) = connections.join_next() => {}
+            Some(_) = refusals.join_next() => {}
+            accepted = accept(&listeners) => match accepted {
+                Ok((stream, _)) if connections.len() < settings.max_connections.get() => {
+                    let connection = connection(stream, tls.clone(), Rc::clone(&settings), stage.clone(), service.clone());
+                    connections.spawn_local(connection);
+                }
+                Ok((stream, _)) if refusals.len() < MAX_REFUSALS && tls.is_none() => {
+                    let message = settings.too_many.clone();
+                    refusals.spawn_local(async move { say(stream, &message).await });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    // The connection that failed may be one that its peer gave up; a lack of descriptors stays for a while.
+                    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
+                        tracing::warn!(%error, "cannot accept a connection; pausing");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            },
+        }
+    }
+    drop(listeners);
+    loop {
+        tokio::select! {
+            next = connections.join_next() => if next.is_none() { return 0 },
+            () = reached(&mut stage, Stage::Cut) => break,
+        }
+    }
+    let cut = connections.len();
+    connections.shutdown().await;
+    cut
+}
+
+/// The next connection on any of the listeners. Cancel safe, as accepting is.
+async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
+    match listeners {
+        [] => std::future::pending().await,
+        [only] => only.accept().await,
+        several => futures_util::future::select_all(several.iter().map(|listener| Box::pin(listener.accept()))).await.0,
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn connection<S, F, B>(
+    stream: Stream,
+    tls: Option<TlsAcceptor>,
+    settings: Rc<Settings>,
+    mut stage: watch::Receiver<Stage>,
+    service: S,
+) where
+    S: Fn(Request<Incoming>, Rc<Clock>) -> F + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Some(stream) = handshake(stream, tls, settings.limits.head).await else { return };
+    let clock = Rc::new(Clock::new(settings.limits));
+    let returned: Returned = Rc::default();
+    let end = {
+        let io = TokioIo::new(Watched::new(stream, Rc::clone(&clock), Rc::clone(&returned)));
+        let clock = Rc::clone(&clock);
+        let exchange_clock = Rc::clone(&clock);
+        let service = service_fn(move |request: Request<Incoming>| {
+            exchange_clock.begin(!http_body::Body::is_end_stream(request.body()));
+            let response = service(request, Rc::clone(&exchange_clock));
+            async move { Ok::<_, Infallible>(response.await) }
+        });
+        let mut http = pin!(
+            http1::Builder::new().max_header_size(settings.max_header_size).max_headers(MAX_REQUEST_FIELDS).serve_connection(io, service)
+        );
+        let draining = Cell::new(false);
+        loop {
+            tokio::select! {
+                biased;
+                result = http.as_mut() => break if result.is_ok() { End::Closed } else { End::Broken },
+                phase = clock.watch() => break End::Expired(phase),
+                // Finishes the exchange in flight, or closes an idle connection.
+                () = reached(&mut stage, Stage::Drain), if !draining.get() => {
+                    draining.set(true);
+                    http.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    };
+    let Some(stream) = returned.take() else { return };
+    match end {
+        End::Expired(Phase::Head) => say(stream, &settings.too_slow).await,
+        End::Closed | End::Broken if clock.is_upload_pending() || matches!(end, End::Broken) => linger(stream).await,
+        End::Closed | End::Broken | End::Expired(_) => {}
+    }
+}
+
+/// How hyper's part of a connection ended.
+enum End {
+    Closed,
+    Broken,
+    Expired(Phase),
+}
+
+/// TLS where it is configured, within `limit`. A failed handshake is the downstream's to notice.
+async fn handshake(stream: Stream, tls: Option<TlsAcceptor>, limit: Duration) -> Option<Stream> {
+    match (tls, stream) {
+        (Some(acceptor), Stream::Tcp(stream)) => match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                None
+            }
+            Err(_) => None,
+        },
+        (_, stream) => Some(stream),
+    }
+}
+
+/// Writes a complete message and closes.
+async fn say(mut stream: Stream, message: &[u8]) {
+    // A downstream that does not read it, or is gone, misses nothing but the message.
+    if let Ok(Ok(())) = tokio::time::timeout(LINGER_IDLE, stream.write_all(message)).await {
+        linger(stream).await;
+    }
+}
+
+/// Says that nothing more comes, and reads what the downstream still sends until it has read the response and closes. Closing at once would make TCP
+/// answer those bytes with a reset, which can destroy the response on its way (RFC 9112 section 9.6).
+async fn linger(mut stream: Stream) {
+    let drained = tokio::time::timeout(LINGER, async {
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut discarded = [0; 8192];
+        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, stream.read(&mut discarded)).await {}
+    });
+    // Whether it read everything or time ran out, the connection is closed now.
+    let _ = drained.await;
+}

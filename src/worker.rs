@@ -1,1 +1,137 @@
-//! Placeholder.
+//! One worker: a thread with a runtime, listening sockets and an upstream pool of its own. Requests of different workers share nothing that is written
+//! per request.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use http::Response;
+use rustls::ServerConfig;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Config;
+use crate::liveness::WorkerPings;
+use crate::metrics::WorkerMetrics;
+use crate::proxy::error::Error;
+use crate::proxy::guard::Guard;
+use crate::proxy::{self, Proxy};
+use crate::server::listen::Bound;
+use crate::server::{self, clock};
+use crate::shutdown::Stage;
+use crate::task;
+use crate::token::TokenSource;
+use crate::upstream::connect::Connector;
+use crate::upstream::pool::Upstream;
+
+/// Threads that may wait in `getaddrinfo`; the resolver caps itself at fewer.
+const MAX_BLOCKING_THREADS: usize = 8;
+
+/// What all workers get a copy of.
+#[derive(Clone)]
+pub struct Shared {
+    /// The whole configuration.
+    pub config: Arc<Config>,
+    /// Opens connections to the upstream.
+    pub connector: Connector,
+    /// Gives requests the token in use.
+    pub tokens: TokenSource,
+    /// Who may ask for what.
+    pub guard: Guard,
+    /// TLS towards the downstream.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// How far the shutdown is.
+    pub stage: watch::Receiver<Stage>,
+}
+
+/// A running worker.
+pub struct Worker {
+    /// Ends with the number of connections that the shutdown had to cut.
+    pub ended: oneshot::Receiver<usize>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Waits for the thread, which has ended when [`Worker::ended`] resolved. An error means that it panicked.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+/// Starts worker number `index` on its sockets.
+pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: WorkerPings) -> io::Result<Worker> {
+    let (end, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let cut = runtime.block_on(serve(sockets, shared, metrics, pings));
+                // Whoever started the worker may be gone; then nobody counts.
+                let _ = end.send(cut);
+                // A hung name lookup must not hold the process up.
+                runtime.shutdown_background();
+            }
+            Err(error) => tracing::error!(%error, "a worker cannot start its runtime"),
+        }
+    })?;
+    Ok(Worker { ended, thread })
+}
+
+async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: WorkerPings) -> usize {
+    let config = &shared.config;
+    let mut listeners = Vec::new();
+    for socket in sockets {
+        let name = socket.to_string();
+        match socket.into_listener() {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => tracing::error!(%error, address = name, "cannot accept connections"),
+        }
+    }
+    let workers = config.runtime.workers.get();
+    let upstream = Upstream::start(shared.connector, &config.upstream, Arc::clone(&metrics));
+    let settings = proxy::Settings::new(config, workers);
+    let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens.reader(), upstream, settings, shared.stage.clone(), metrics));
+    let answering = task::spawn("ping", pings.answer());
+    let tls = shared.tls.map(TlsAcceptor::from);
+    let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);
+    let cut = server::run(listeners, tls, settings_for(config, workers), shared.stage, service).await;
+    answering.abort();
+    cut
+}
+
+/// The server's part of the configuration, for one of `workers`.
+fn settings_for(config: &Config, workers: usize) -> server::Settings {
+    let share = config.listen.max_connections.get().div_ceil(workers);
+    server::Settings {
+        limits: clock::Limits {
+            idle: config.listen.idle_timeout,
+            head: config.listen.header_timeout,
+            body_idle: config.upstream.body_idle_timeout,
+            response: config.upstream.response_timeout,
+        },
+        max_header_size: config.listen.max_header_size,
+        max_connections: NonZeroUsize::new(share).expect("the share of a non-zero number, rounded up"),
+        too_slow: on_the_wire(&Error::RequestTimeout.response()),
+        too_many: on_the_wire(&Error::Overloaded.response()),
+    }
+}
+
+/// A whole HTTP/1.1 message that closes its connection, for where no request was read that hyper could answer.
+fn on_the_wire(response: &Response<Bytes>) -> Bytes {
+    let status = response.status();
+    let mut message = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    for (name, value) in response.headers() {
+        message.extend_from_slice(name.as_str().as_bytes());
+        message.extend_from_slice(b": ");
+        message.extend_from_slice(value.as_bytes());
+        message.extend_from_slice(b"\r\n");
+    }
+    message.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n", response.body().len()).as_bytes());
+    message.extend_from_slice(response.body());
+    message.into()
+}

@@ -1,0 +1,135 @@
+//! The record of one exchange: opened with the request head, closed with the last byte of the response, or whenever the downstream leaves. Nothing
+//! else counts or logs a request, so each has exactly one line and one count.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::uri::PathAndQuery;
+use http::{Method, Request, StatusCode};
+use tokio::time::Instant;
+
+use super::error::Error;
+use crate::metrics::{ResponseSource, WorkerMetrics};
+use crate::telemetry::{AccessLog, AccessRecord};
+
+/// What the log says of a downstream that left before its response began; nginx's number for it, never sent.
+const DOWNSTREAM_CLOSED: u16 = 499;
+
+/// One exchange. Its end is its drop.
+pub(super) struct Exchange {
+    started: Instant,
+    method: Method,
+    target: Option<PathAndQuery>,
+    status: StatusCode,
+    source: ResponseSource,
+    code: Option<&'static str>,
+    attempts: u32,
+    generation: u64,
+    request_bytes: u64,
+    response_bytes: u64,
+    log: AccessLog,
+    metrics: Arc<WorkerMetrics>,
+    _in_flight: InFlight,
+}
+
+/// Counts the exchanges of a worker for as long as they last.
+pub(super) struct InFlight(Rc<Cell<usize>>);
+
+impl InFlight {
+    pub(super) fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Exchange {
+    pub(super) fn open<B>(request: &Request<B>, log: AccessLog, metrics: &Arc<WorkerMetrics>, in_flight: InFlight) -> Self {
+        metrics.request_started();
+        Self {
+            started: Instant::now(),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
+            status: StatusCode::from_u16(DOWNSTREAM_CLOSED).expect("a three-digit number"),
+            source: ResponseSource::Proxy,
+            code: Some("downstream_closed"),
+            attempts: 0,
+            generation: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            log,
+            metrics: Arc::clone(metrics),
+            _in_flight: in_flight,
+        }
+    }
+
+    /// The request was sent, once more or for the first time, with a token of this generation.
+    pub(super) fn attempted(&mut self, generation: u64) {
+        self.attempts += 1;
+        self.generation = generation;
+    }
+
+    /// The upstream answered and its response is relayed.
+    pub(super) fn answered(&mut self, status: StatusCode, request_bytes: u64) {
+        self.status = status;
+        self.source = ResponseSource::Upstream;
+        self.code = None;
+        self.request_bytes = request_bytes;
+    }
+
+    /// The proxy answers by itself.
+    pub(super) fn answered_locally(&mut self, status: StatusCode, error: Option<&Error>) {
+        self.status = status;
+        self.source = ResponseSource::Proxy;
+        self.code = error.map(Error::code);
+        if let Some(error) = error {
+            self.metrics.error(error.code());
+            if status.is_server_error() {
+                tracing::warn!(code = error.code(), method = %self.method, %error, "a request failed");
+            }
+        }
+    }
+
+    /// Bytes of the response body went on.
+    pub(super) fn relayed(&mut self, bytes: u64) {
+        self.response_bytes += bytes;
+        self.metrics.response_bytes(bytes);
+    }
+
+    /// The upstream's body broke off; the downstream's is broken off too.
+    pub(super) fn broke_off(&mut self, error: &hyper::Error) {
+        self.code = Some("upstream_protocol");
+        self.metrics.error("upstream_protocol");
+        tracing::warn!(code = "upstream_protocol", method = %self.method, status = self.status.as_u16(), %error, "the upstream's response broke off");
+    }
+
+    /// The response did not get to its end.
+    pub(super) fn cut_short(&mut self) {
+        self.code.get_or_insert("downstream_closed");
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        self.metrics.request_finished(&self.method, self.status, self.source, duration);
+        self.log.record(&AccessRecord {
+            method: &self.method,
+            path: self.target.as_ref().map_or("", PathAndQuery::path),
+            status: self.status,
+            source: self.source,
+            code: self.code,
+            duration,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            attempts: self.attempts,
+            generation: self.generation,
+        });
+    }
+}

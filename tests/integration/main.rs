@@ -1,0 +1,9 @@
+//! Black-box tests: the real binary between raw sockets, or between real clients and the simulated Upsolver API. One module for each behaviour; the
+//! matrix id of what a test proves stands in its name.
+//!
+//! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
+
+mod clients;
+mod faults;
+mod support;
+mod tokens;

@@ -1,0 +1,4 @@
+//! What the tests share: the proxy under test, and raw sockets for both of its sides.
+
+pub(crate) mod proxy;
+pub(crate) mod raw;
