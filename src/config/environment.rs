@@ -143,7 +143,9 @@ pub(super) fn apply_well_known(settings: &mut Settings, variables: &[(String, St
 mod tests {
     use super::*;
 
-    fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn variables(pairs: Pairs<'_>) -> Vec<(String, String)> {
         pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
     }
 
@@ -239,8 +241,7 @@ mod tests {
         };
         let https = ("HTTPS_PROXY", "http://p:1");
         let api = "https://api.upsolver.com";
-        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
-        let rows: [Row<'_>; 12] = [
+        let rows: [(&str, &str, Pairs<'_>, &str); 12] = [
             (api, "", &[https], "http://p:1"),
             (api, "", &[("https_proxy", "http://q:1")], "http://q:1"),
             (api, "", &[("HTTPS_PROXY", ""), ("https_proxy", "http://q:1")], "http://q:1"),

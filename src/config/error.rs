@@ -16,7 +16,7 @@ pub enum Provenance {
     File {
         /// As it was given on the command line.
         path: Arc<Path>,
-        /// Counted from 1.
+        /// Counted from 1; 0 for the file as a whole.
         line: usize,
     },
     /// In the environment variable of this name.
@@ -29,6 +29,7 @@ impl fmt::Display for Provenance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::File { path, line: 0 } => write!(f, "{}", path.display()),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Flag => f.write_str("--set"),

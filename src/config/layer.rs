@@ -111,12 +111,14 @@ fn contradictions(layer: &Layer) -> Vec<Problem> {
 mod tests {
     use super::*;
 
-    fn layer(settings: &[(&'static str, &str)]) -> Layer {
+    type Written<'a> = &'a [(&'static str, &'a str)];
+
+    fn layer(settings: Written<'_>) -> Layer {
         settings.iter().map(|(key, value)| (*key, Setting::new(Value::from(*value), Provenance::Flag))).collect()
     }
 
     /// What is left of the credentials after merging.
-    fn credentials(layers: &[&[(&'static str, &str)]]) -> Vec<String> {
+    fn credentials(layers: &[Written<'_>]) -> Vec<String> {
         let mut problems = Vec::new();
         let settings = Settings::merge(layers.iter().map(|settings| layer(settings)), &mut problems);
         assert_eq!(problems, []);
@@ -130,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_higher_layer_decides_how_a_credential_is_given() {
-        let rows: [(&[&[(&str, &str)]], &[&str]); 6] = [
+        let rows: [(&[Written<'_>], &[&str]); 6] = [
             (&[&[("credentials.password", "a")], &[("credentials.password_file", "/b")]], &["password_file=/b"]),
             (&[&[("credentials.password_file", "/a")], &[("credentials.password", "b")]], &["password=b"]),
             (&[&[("credentials.password", "a")], &[("credentials.email_file", "/b")]], &["email_file=/b", "password=a"]),
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn within_one_layer_a_second_way_is_a_problem() {
-        let rows: [(&[(&str, &str)], &[&str]); 4] = [
+        let rows: [(Written<'_>, &[&str]); 4] = [
             (&[("credentials.email", "a"), ("credentials.email_file", "/b")], &["credentials.email"]),
             (&[("credentials.email", "a"), ("credentials.token_file", "/b")], &["credentials.token_file"]),
             (&[("credentials.email", "a"), ("credentials.password_file", "/b")], &[]),

@@ -196,7 +196,7 @@ pub(super) fn log_filter(value: &Value) -> Checked<String> {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
         if !is_level && word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty() {
             let meant = suggest::closest(word, LEVELS).map(|level| format!(" (did you mean {level:?}?)"));
-            return Err(format!("{RULE}; {word} is no level{}", meant.unwrap_or_default()));
+            return Err(format!("{word} is no level{}: {RULE}", meant.unwrap_or_default()));
         }
     }
     match tracing_subscriber::EnvFilter::builder().parse(filter) {
@@ -321,6 +321,6 @@ mod tests {
         for text in ["", "inof", "info,debgu", "a=b=c", "hyper=loud"] {
             assert!(log_filter(&Value::from(text)).is_err(), "{text}");
         }
-        assert!(log_filter(&Value::from("inof")).unwrap_err().ends_with(r#"inof is no level (did you mean "info"?)"#));
+        assert!(log_filter(&Value::from("inof")).unwrap_err().starts_with(r#"inof is no level (did you mean "info"?): must be"#));
     }
 }
