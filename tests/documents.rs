@@ -67,8 +67,8 @@ fn the_readmes_configurations_load() {
 #[test]
 fn the_deployments_configurations_load() {
     let found: Vec<PathBuf> = fs::read_dir(root().join("deploy"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path().join("config.toml"))
+        .expect("the folder is there")
+        .map(|entry| entry.expect("and can be read").path().join("config.toml"))
         .filter(|path| path.exists())
         .collect();
     assert_eq!(found.len(), 2, "Kubernetes and systemd: {found:?}");
