@@ -36,6 +36,17 @@ fn every_example_is_accepted_and_complete() {
     }
 }
 
+/// Each block of the README is a complete configuration, so that it can be copied as it stands.
+#[test]
+fn every_block_of_the_readme_is_accepted() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let blocks: Vec<_> = readme.split("\n```toml\n").skip(1).filter_map(|rest| rest.split_once("\n```")).map(|(block, _)| block).collect();
+    assert!(!blocks.is_empty(), "no TOML block in the README");
+    for block in blocks {
+        Config::from_toml(block).unwrap_or_else(|problems| panic!("{problems}\n{block}"));
+    }
+}
+
 /// Every key stands in the reference, with the default as its value.
 #[test]
 fn the_reference_is_the_defaults() {
