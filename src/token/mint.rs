@@ -150,13 +150,15 @@ pub async fn probe(connector: &Connector, path: &str, authorization: &Authorizat
 }
 
 /// Deletes the token `id` at `path`, in which `{id}` stands for it; 404 means that it is gone already.
-pub async fn revoke(connector: &Connector, path: &str, id: &str, authorization: &AuthorizationValue, timeout: Duration) -> Result<(), String> {
+pub async fn revoke(
+    connector: &Connector,
+    path: &str,
+    id: &str,
+    authorization: &AuthorizationValue,
+    timeout: Duration,
+) -> Result<(), String> {
     let status = send_with(connector, Method::DELETE, &path.replace("{id}", id), authorization, timeout).await?;
-    if status.is_success() || status == StatusCode::NOT_FOUND {
-        Ok(())
-    } else {
-        Err(format!("the upstream answered {}", status.as_u16()))
-    }
+    if status.is_success() || status == StatusCode::NOT_FOUND { Ok(()) } else { Err(format!("the upstream answered {}", status.as_u16())) }
 }
 
 async fn send_with(

@@ -57,7 +57,9 @@ impl Place {
             ("{node}", &self.node),
             ("{version}", &Some(env!("CARGO_PKG_VERSION").to_owned())),
         ];
-        values.iter().fold(template.to_owned(), |text, (placeholder, value)| text.replace(placeholder, value.as_deref().unwrap_or_default()))
+        values
+            .iter()
+            .fold(template.to_owned(), |text, (placeholder, value)| text.replace(placeholder, value.as_deref().unwrap_or_default()))
     }
 }
 
@@ -78,10 +80,7 @@ impl Display {
         let time: String = humantime::format_rfc3339_seconds(now).to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
         let suffix = format!("/{time}-{nonce}");
         let kept = shorten(&full, MAX_NAME_BYTES - suffix.len());
-        Self {
-            name: format!("{kept}{suffix}"),
-            description: shorten(&place.expand(description), MAX_DESCRIPTION_BYTES).to_owned(),
-        }
+        Self { name: format!("{kept}{suffix}"), description: shorten(&place.expand(description), MAX_DESCRIPTION_BYTES).to_owned() }
     }
 }
 
