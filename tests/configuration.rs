@@ -187,3 +187,65 @@ fn changed_keys_are_those_with_another_value() {
     assert_eq!(effective(&["log.level=info"]).changed_keys(&old), [""; 0]);
     assert_eq!(effective(&["token.store.type=file", "log.level=debug"]).changed_keys(&old), ["token.store.type", "log.level"]);
 }
+
+/// Exit status, stdout and stderr of the program; its environment is `environment` alone.
+fn program(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_upsolver-auth-proxy"));
+    let output = command.args(arguments).env_clear().envs(environment.iter().copied()).output().expect("the program runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Contract section 2: 2 for wrong usage or configuration, on whichever way it comes.
+#[test]
+fn the_exit_status_says_whose_fault_it_was() {
+    type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32);
+    let credentials = ("UPSOLVER_TOKEN_FILE", "/nonexistent");
+    let rows: [Row<'_>; 12] = [
+        (&["--version"], &[], 0),
+        (&["--help"], &[], 0),
+        (&["completions", "bash"], &[], 0),
+        (&["config"], &[], 0),
+        (&["--set", "log.level=debug", "config"], &[], 0),
+        (&["nonsense"], &[], 2),
+        (&["run", "--nonsense"], &[], 2),
+        (&[], &[], 2),
+        (&["run", "--set", "listen.adress=x"], &[credentials], 2),
+        (&["check"], &[credentials], 2),
+        (&["check"], &[("UPSOLVER_AUTH_PROXY_CONFIG", "/nonexistent")], 2),
+        // Nobody answers there: no fault of the configuration.
+        (&["health", "--set", "admin.address=unix:/nonexistent"], &[], 1),
+    ];
+    for (arguments, environment, expected) in rows {
+        let (status, stdout, stderr) = program(arguments, environment);
+        assert_eq!(status, Some(expected), "{arguments:?}\n{stdout}\n{stderr}");
+        assert_eq!(stderr.is_empty(), expected == 0, "{arguments:?}\n{stderr}");
+    }
+}
+
+#[test]
+fn check_says_that_all_is_well_and_what_to_mind() {
+    let (status, stdout, stderr) = program(&["check"], &[("UPSOLVER_EMAIL", "me@example.com"), ("UPSOLVER_PASSWORD", "canary")]);
+    assert_eq!((status, stdout.as_str()), (Some(0), "configuration is valid\n"));
+    assert!(stderr.contains("warning: credentials.password: from the environment variable UPSOLVER_PASSWORD"), "{stderr}");
+    assert!(!stderr.contains("canary"));
+}
+
+/// What `config` prints is read again by the program itself, and holds no secret.
+#[test]
+fn config_prints_what_can_be_read_again() {
+    let variables = [("UPSOLVER_EMAIL", "canary@example.com"), ("UPSOLVER_PASSWORD", "canary"), ("UPSOLVER_AUTH_PROXY__TOKEN__WAIT", "5s")];
+    let (_, printed, _) = program(&["config", "--set", "listen.allowed_hosts=a,b"], &variables);
+    assert!(!printed.contains("canary"), "{printed}");
+    for line in [
+        "wait = \"5s\"  # environment variable UPSOLVER_AUTH_PROXY__TOKEN__WAIT",
+        "allowed_hosts = [\"a\", \"b\"]  # --set",
+        "password = \"[redacted]\"  # environment variable UPSOLVER_PASSWORD",
+        "max_age = \"off\"  # default",
+    ] {
+        assert!(printed.lines().any(|printed| printed == line), "{line}\n{printed}");
+    }
+    let config = Config::from_toml(&printed).unwrap();
+    assert_eq!(config.token.wait, std::time::Duration::from_secs(5));
+    assert_eq!(config.listen.allowed_hosts, ["a", "b"]);
+}
