@@ -96,7 +96,7 @@ impl Findings {
         }
     }
 
-    fn credential<T>(&mut self, key: &str, source: &Source<T>, make: impl FnOnce(String) -> Made<T>, mount_points: &HashSet<PathBuf>) {
+    fn credential<T>(&mut self, key: &str, source: &Source<T>, make: Make<T>, mount_points: &HashSet<PathBuf>) {
         // A value was judged when the configuration was loaded.
         if let Source::File(path) = source {
             self.secret_file(key, path, make);
@@ -105,7 +105,7 @@ impl Findings {
     }
 
     /// Whether a file holds a secret is judged by the very code that reads it at run time; anybody else being able to read it is worth a warning.
-    fn secret_file<T>(&mut self, key: &str, path: &Path, make: impl FnOnce(String) -> Made<T>) {
+    fn secret_file<T>(&mut self, key: &str, path: &Path, make: Make<T>) {
         match read_secret(path, make) {
             Ok(_) => self.mode(key, path),
             Err(reason) => self.problems.push(format!("{key}: {reason}")),
@@ -142,8 +142,8 @@ impl Findings {
     }
 }
 
-/// What making a secret out of text comes to.
-type Made<T> = Result<T, InvalidSecret>;
+/// Makes a secret out of text, or says why not.
+type Make<T> = fn(String) -> Result<T, InvalidSecret>;
 
 /// Kubelet puts the files of a Secret behind a `..data` link, which it swaps.
 fn kubernetes_volume(path: &Path) -> bool {
