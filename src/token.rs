@@ -119,7 +119,7 @@ pub async fn start(
     c: tokio::sync::watch::Receiver<crate::credentials::Loaded>,
     _: std::sync::Arc<crate::metrics::TokenMetrics>,
 ) -> Control {
-    let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
+    let _ = c.wait_for(|l| matches!(l, crate::credentials::Loaded::Token(_))).await; let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
     let s = Status {
         state: "usable",
         started: true,
