@@ -127,8 +127,8 @@ fn listen_tls(reader: &mut Reader<'_>) -> Option<ListenTls> {
 
 fn admin(reader: &mut Reader<'_>, listen: &Listen) -> Admin {
     // From the environment and from flags, text for this key is a list already.
-    let is_off = |value: &Value| match value {
-        Value::Array(items) => matches!(items.as_slice(), [only] if only.as_str() == Some("off")),
+    let is_off = |value: &toml::Value| match value {
+        toml::Value::Array(items) => matches!(items.as_slice(), [only] if only.as_str() == Some("off")),
         other => other.as_str() == Some("off"),
     };
     let off = reader.read("admin.address", |value| Ok(is_off(value)));
