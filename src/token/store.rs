@@ -18,6 +18,7 @@ use crate::config::{self, Origin};
 use crate::credentials::Pair;
 use crate::secret::Token;
 
+mod disk;
 mod file;
 mod format;
 mod mask;
@@ -129,7 +130,7 @@ impl Store {
 /// The right to mint, among the processes that share a store; given up on drop.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Option<file::HeldLock>,
+    _held: Option<disk::HeldLock>,
 }
 
 /// What was being done.
