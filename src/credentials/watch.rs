@@ -206,7 +206,7 @@ mod tests {
     use crate::secret::{Email, Password};
 
     /// Long enough that nothing found in less can have been found by polling.
-    const POLL: Duration = Duration::from_secs(600);
+    const POLL: Duration = Duration::from_mins(10);
 
     struct Files {
         directory: tempfile::TempDir,
