@@ -38,7 +38,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Contents {
     /// The token last minted. Whether it is alive, and belongs to these credentials at all, only the upstream can tell (see the module `mask`): probe it
-    /// before its first use. Whether it is another one than that in hand is told by `created`: loaded with other credentials, the same one looks different.
+    /// before its first use. Whether it is another one than that in hand is told by its name: loaded with other credentials, the same one looks different.
     pub token: Option<StoredToken>,
     /// When mints were attempted that may have left a token behind, within the last [`ATTEMPTS_SPAN`], oldest first. None lies in the future.
     pub attempts: Vec<SystemTime>,
@@ -51,8 +51,8 @@ pub struct StoredToken {
     pub token: Token,
     /// Upsolver's id of it.
     pub id: Option<String>,
-    /// The display name under which it was minted.
-    pub name: Option<String>,
+    /// The display name under which it was minted; no two tokens have the same.
+    pub name: String,
     /// When it was minted; kept to the millisecond.
     pub created: SystemTime,
 }
@@ -96,16 +96,16 @@ impl Store {
 
     /// Reads the contents; empty where nothing was saved yet. With other credentials than those it was saved with, the token that comes out is another one.
     /// Dropping the future leaves the reading to its thread.
-    pub async fn load(&self, pair: &Arc<Pair>) -> Result<Contents, StoreError> {
+    pub async fn load(&self, pair: &Pair) -> Result<Contents, StoreError> {
         let Self::File(store) = self else { return Ok(Contents::default()) };
-        let (worker, pair) = (Arc::clone(store), Arc::clone(pair));
+        let (worker, pair) = (Arc::clone(store), pair.clone());
         blocking(Operation::Read, store.path(), move || worker.load(&pair, SystemTime::now())).await
     }
 
     /// Replaces the contents, at once and durably. Dropping the future does not stop a replacement that was begun.
-    pub async fn save(&self, contents: Contents, pair: &Arc<Pair>) -> Result<(), StoreError> {
+    pub async fn save(&self, contents: Contents, pair: &Pair) -> Result<(), StoreError> {
         let Self::File(store) = self else { return Ok(()) };
-        let (worker, pair) = (Arc::clone(store), Arc::clone(pair));
+        let (worker, pair) = (Arc::clone(store), pair.clone());
         blocking(Operation::Write, store.path(), move || worker.save(contents, &pair, SystemTime::now())).await
     }
 
@@ -223,13 +223,13 @@ mod tests {
     use super::*;
     use crate::secret::{Email, Password};
 
-    fn pair() -> Arc<Pair> {
-        Arc::new(Pair {
+    fn pair() -> Pair {
+        Pair {
             email: Email::new("me@example.com".to_owned()).unwrap(),
             password: Password::new("secret".to_owned()).unwrap(),
             source: "a test".to_owned(),
             loaded_at: SystemTime::now(),
-        })
+        }
     }
 
     fn store(path: PathBuf) -> Store {
@@ -239,7 +239,7 @@ mod tests {
     fn contents() -> Contents {
         let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let token = Token::new("abc".to_owned()).unwrap();
-        Contents { token: Some(StoredToken { token, id: None, name: None, created }), attempts: Vec::new() }
+        Contents { token: Some(StoredToken { token, id: None, name: "upsolver-auth-proxy/x".to_owned(), created }), attempts: Vec::new() }
     }
 
     #[tokio::test]

@@ -159,7 +159,7 @@ mod tests {
         let token = StoredToken {
             token: Token::new(TOKEN.to_owned()).unwrap(),
             id: Some("t-1".to_owned()),
-            name: Some("upsolver-auth-proxy/x".to_owned()),
+            name: "upsolver-auth-proxy/x".to_owned(),
             created: now() - Duration::from_millis(1_234),
         };
         Contents { token: Some(token), attempts: vec![now() - Duration::from_secs(30), now()] }

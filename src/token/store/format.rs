@@ -39,7 +39,7 @@ pub(super) struct Payload {
 pub(super) struct TokenEntry {
     pub(super) masked: Masked,
     pub(super) id: Option<String>,
-    pub(super) name: Option<String>,
+    pub(super) name: String,
     /// Milliseconds since the epoch.
     pub(super) created_unix_ms: u64,
 }
@@ -122,7 +122,7 @@ mod tests {
         let token = TokenEntry {
             masked: Masked { text: "kQ7tR2".to_owned(), ranges: Range::of("aB1"), salt: Salt([7; SALT_BYTES]) },
             id: Some("t-1".to_owned()),
-            name: Some("a \"näme\"".to_owned()),
+            name: "a \"näme\"".to_owned(),
             created_unix_ms: 1_700_000_000_123,
         };
         Payload { upstream: "https://api.upsolver.com".to_owned(), token: Some(token), attempts_unix_ms: vec![1, u64::MAX] }
