@@ -110,8 +110,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
     let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose()?;
     let guard = Guard::new(&config, &ports, caller_token.clone());
-    let shared =
-        worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone() };
+    let shared = worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone() };
     for socket in sockets.first().into_iter().flatten() {
         tracing::info!(address = %socket, "listening");
     }

@@ -1,6 +1,5 @@
 //! The real upstream and the real store behind the token task's two traits: thin, so that everything worth a test stands on one side or the other.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::mint::{self, Display, Environment, Outcome};
@@ -90,22 +89,18 @@ impl TokenStore for Kept {
         })
     }
 
-    async fn load(&self, pair: &Arc<Pair>) -> Result<Stored, StoreError> {
+    async fn load(&self, pair: &Pair) -> Result<Stored, StoreError> {
         let contents = self.store.load(pair).await.map_err(|error| explain(&error))?;
-        let token = contents.token.map(|stored| StoredToken {
-            token: stored.token,
-            id: stored.id,
-            name: stored.name.unwrap_or_default(),
-            created: stored.created,
-        });
+        let token =
+            contents.token.map(|stored| StoredToken { token: stored.token, id: stored.id, name: stored.name, created: stored.created });
         Ok(Stored { token, attempts: contents.attempts })
     }
 
-    async fn save(&self, pair: &Arc<Pair>, stored: &Stored) -> Result<(), StoreError> {
+    async fn save(&self, pair: &Pair, stored: &Stored) -> Result<(), StoreError> {
         let token = stored.token.clone().map(|token| store::StoredToken {
             token: token.token,
             id: token.id,
-            name: Some(token.name),
+            name: token.name,
             created: token.created,
         });
         let contents = store::Contents { token, attempts: stored.attempts.clone() };
