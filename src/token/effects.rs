@@ -91,8 +91,12 @@ impl TokenStore for Kept {
 
     async fn load(&self, pair: &Pair) -> Result<Stored, StoreError> {
         let contents = self.store.load(pair).await.map_err(|error| explain(&error))?;
-        let token =
-            contents.token.map(|stored| StoredToken { token: stored.token, id: stored.id, name: stored.name, created: stored.created });
+        let token = contents.token.map(|stored| StoredToken {
+            token: stored.token,
+            id: stored.id,
+            name: Some(stored.name),
+            created: stored.created,
+        });
         Ok(Stored { token, attempts: contents.attempts })
     }
 
@@ -100,7 +104,7 @@ impl TokenStore for Kept {
         let token = stored.token.clone().map(|token| store::StoredToken {
             token: token.token,
             id: token.id,
-            name: token.name,
+            name: token.name.unwrap_or_default(),
             created: token.created,
         });
         let contents = store::Contents { token, attempts: stored.attempts.clone() };
