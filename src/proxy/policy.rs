@@ -114,20 +114,20 @@ fn decidable(path: &str) -> Option<Cow<'_, str>> {
     if decoded.contains(char::is_control) {
         return None;
     }
-    let mut decided = String::with_capacity(decoded.len());
+    let mut form = String::with_capacity(decoded.len());
     for segment in decoded.split('/').map(|segment| segment.split(';').next().unwrap_or_default()) {
         if matches!(segment, "." | "..") {
             return None;
         }
         if !segment.is_empty() {
-            decided.push('/');
-            decided.push_str(segment);
+            form.push('/');
+            form.push_str(segment);
         }
     }
-    if decided.is_empty() || decoded.ends_with('/') {
-        decided.push('/');
+    if form.is_empty() || decoded.ends_with('/') {
+        form.push('/');
     }
-    Some(Cow::Owned(decided))
+    Some(Cow::Owned(form))
 }
 
 #[cfg(test)]

@@ -137,6 +137,8 @@ mod tests {
     use crate::config::Origin;
     use crate::secret::Token;
 
+    type Lines<'a> = &'a [(&'a str, &'a [u8])];
+
     fn upstream() -> Upstream {
         Upstream::new(&Origin { tls: true, host: "api.upsolver.com".to_owned(), port: 443 })
     }
@@ -145,7 +147,7 @@ mod tests {
         SizeHint::with_exact(0)
     }
 
-    fn head(method: &str, target: &str, lines: &[(&str, &[u8])]) -> request::Parts {
+    fn head(method: &str, target: &str, lines: Lines) -> request::Parts {
         let mut request = Request::builder().method(method).uri(target).header("host", "localhost:8080");
         for (name, value) in lines {
             request = request.header(*name, *value);
@@ -157,14 +159,14 @@ mod tests {
     fn cleaned(mut head: request::Parts, body: &SizeHint) -> Vec<String> {
         clean_request(&mut head, body, &upstream());
         assert_eq!(head.headers.get_all(HOST).iter().collect::<Vec<_>>(), ["api.upsolver.com"]);
-        assert_eq!(head.headers.get_all(VIA).iter().last().unwrap(), "1.1 upsolver-auth-proxy");
+        assert_eq!(head.headers.get_all(VIA).iter().next_back().unwrap(), "1.1 upsolver-auth-proxy");
         let lines = head.headers.iter().filter(|(name, _)| !matches!(*name, &HOST | &VIA));
         lines.map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect()
     }
 
     #[test]
     fn what_ends_here_goes_and_everything_else_stays() {
-        let rows: &[(&[(&str, &[u8])], &[&str])] = &[
+        let rows: &[(Lines, &[&str])] = &[
             // A01, A02
             (&[("connection", b"close, X-Foo"), ("x-foo", b"1"), ("x-bar", b"2")], &["x-bar: 2"]),
             (&[("connection", b"authorization, host, via, content-type"), ("content-type", b"x"), ("via", b"1.0 fred")], &[]),
@@ -212,7 +214,7 @@ mod tests {
     #[test]
     fn a53_a54_a59_framing_is_rebuilt() {
         let (exact, unknown) = (SizeHint::with_exact(5), SizeHint::new());
-        let rows: &[(&str, &[(&str, &[u8])], &SizeHint, &[&str])] = &[
+        let rows: &[(&str, Lines, &SizeHint, &[&str])] = &[
             ("GET", &[], &bodyless(), &[]),
             ("POST", &[], &bodyless(), &[]),
             ("POST", &[("content-length", b"0")], &bodyless(), &["content-length: 0"]),

@@ -1,6 +1,6 @@
 //! From the upstream's head to the one that goes downstream (contract section 4, "Relay").
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, TRANSFER_ENCODING};
 use http::{StatusCode, Version, response};
 
 use super::request::Cleaned;
@@ -122,7 +122,7 @@ fn at_origin<'a>(location: &'a [u8], origin: &Origin) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use http::{Request, Response};
+    use http::{HeaderName, Request, Response};
     use http_body::SizeHint;
 
     use super::*;
@@ -130,6 +130,8 @@ mod tests {
     use crate::proxy::guard::{Guard, Verdict};
     use crate::proxy::headers::clean_request;
     use crate::secret::Token;
+
+    type Lines<'a> = &'a [(&'a str, &'a str)];
 
     const GET: Cleaned = Cleaned { wants_trailers: false, to_head: false };
     const HEAD: Cleaned = Cleaned { to_head: true, ..GET };
@@ -148,7 +150,7 @@ mod tests {
         (guard.upstream().clone(), admitted)
     }
 
-    fn clean(status: u16, request: Cleaned, lines: &[(&str, &str)]) -> Result<HeaderMap, Error> {
+    fn clean(status: u16, request: Cleaned, lines: Lines) -> Result<HeaderMap, Error> {
         let mut response = Response::builder().status(status);
         for (name, value) in lines {
             response = response.header(*name, *value);
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_ends_here_goes_and_everything_else_stays() {
-        let rows: &[(&[(&str, &str)], &[&str])] = &[
+        let rows: &[(Lines, &[&str])] = &[
             // A06
             (
                 &[
@@ -233,7 +235,7 @@ mod tests {
 
     #[test]
     fn a44_a60_contradictory_framing_is_an_error() {
-        let rows: &[&[(&str, &str)]] = &[
+        let rows: &[Lines] = &[
             &[("content-length", "5"), ("transfer-encoding", "chunked")],
             &[("transfer-encoding", "chunked"), ("content-length", "5")],
             &[("content-length", "5"), ("content-length", "6")],
