@@ -94,7 +94,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();
     let metrics = Arc::new(Metrics::new(worker_metrics.clone(), Arc::clone(&token_metrics), telemetry.dropped_lines(), started));
 
-    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics)).await;
+    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
     let tokens = token::start(&config, connector.clone(), credentials.receiver(), Arc::clone(&token_metrics)).await;
 
     let (stage, stage_reader) = watch::channel(Stage::Serve);
