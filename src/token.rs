@@ -116,10 +116,10 @@ impl Control {
 pub async fn start(
     _: &crate::config::Config,
     _: crate::upstream::connect::Connector,
-    c: tokio::sync::watch::Receiver<crate::credentials::Loaded>,
+    mut c: tokio::sync::watch::Receiver<crate::credentials::Loaded>,
     _: std::sync::Arc<crate::metrics::TokenMetrics>,
 ) -> Control {
-    let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
+    let _ = c.wait_for(|l| matches!(l, crate::credentials::Loaded::Token(_))).await; let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
     let s = Status {
         state: "usable",
         started: true,
