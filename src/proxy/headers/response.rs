@@ -2,6 +2,7 @@
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, TRANSFER_ENCODING};
 use http::{StatusCode, Version, response};
+use hyper::ext::ReasonPhrase;
 
 use super::request::Cleaned;
 use super::{Upstream, is_hop_by_hop, remove_nominated, remove_where};
@@ -40,7 +41,12 @@ pub fn clean_response(
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     rewrite_location(headers, admitted, &upstream.origin);
+    // The reason phrase is the upstream's; anything else in there is hyper's own matter with that connection.
+    let reason = head.extensions.remove::<ReasonPhrase>();
     head.extensions.clear();
+    if let Some(reason) = reason {
+        head.extensions.insert(reason);
+    }
     head.version = Version::HTTP_11;
     Ok(())
 }
@@ -204,6 +210,17 @@ mod tests {
         for (upstream, expected) in rows {
             assert_eq!(lines(&clean(200, GET, upstream).unwrap()), *expected, "{upstream:?}");
         }
+    }
+
+    /// A08: a reason phrase of the upstream's own goes through.
+    #[test]
+    fn a08_the_reason_phrase_is_kept_and_no_other_extension() {
+        let (upstream, admitted) = admitted("https://api.upsolver.com", "/x", "localhost");
+        let mut head =
+            Response::builder().extension(ReasonPhrase::from_static(b"Quite All Right")).extension(1_u8).body(()).unwrap().into_parts().0;
+        clean_response(&mut head, &admitted, GET, &upstream, &authorization()).unwrap();
+        assert_eq!(head.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes), Some(&b"Quite All Right"[..]));
+        assert_eq!(head.extensions.len(), 1);
     }
 
     #[test]
