@@ -21,13 +21,19 @@ pub struct Cleaned {
     pub wants_trailers: bool,
     /// The request is a HEAD: its response has a length but no body.
     pub to_head: bool,
+    /// The downstream speaks HTTP/1.0.
+    pub from_http_1_0: bool,
 }
 
 /// Makes a downstream's head into the one that goes to the upstream, all but `authorization`, which each attempt gets from [`authorize`].
 /// `body` is the size that its framing announced.
 pub fn clean_request(head: &mut request::Parts, body: &SizeHint, upstream: &Upstream) -> Cleaned {
     let headers = &mut head.headers;
-    let cleaned = Cleaned { wants_trailers: lists(headers, &TE, b"trailers"), to_head: head.method == Method::HEAD };
+    let cleaned = Cleaned {
+        wants_trailers: lists(headers, &TE, b"trailers"),
+        to_head: head.method == Method::HEAD,
+        from_http_1_0: head.version == Version::HTTP_10,
+    };
     let had_length = headers.contains_key(CONTENT_LENGTH);
 
     remove_nominated(headers);
@@ -43,7 +49,7 @@ pub fn clean_request(head: &mut request::Parts, body: &SizeHint, upstream: &Upst
     if head.method == Method::OPTIONS {
         decrement_max_forwards(headers);
     }
-    if head.version == Version::HTTP_10 {
+    if cleaned.from_http_1_0 {
         // RFC 9110 section 10.1.1: an HTTP/1.0 request's expectation is ignored; it must not come alive on the way.
         headers.remove(EXPECT);
     }

@@ -1,6 +1,6 @@
 //! From the upstream's head to the one that goes downstream (contract section 4, "Relay").
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, TRANSFER_ENCODING};
 use http::{StatusCode, Version, response};
 use hyper::ext::ReasonPhrase;
 
@@ -34,11 +34,16 @@ pub fn clean_response(
     });
     remove_token(headers, authorization);
 
-    if let Some(length) = length
-        && request.to_head
-        && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-    {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    let may_have_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    match length {
+        Some(length) if may_have_body && request.to_head => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        None if may_have_body && !request.to_head && request.from_http_1_0 => {
+            // HTTP/1.0 knows no chunks, so that the end of the connection ends this body; hyper would promise to keep it (RFC 9112 section 9.3).
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Some(_) | None => {}
     }
     rewrite_location(headers, admitted, &upstream.origin);
     // The reason phrase is the upstream's; anything else in there is hyper's own matter with that connection.
@@ -139,7 +144,7 @@ mod tests {
 
     type Lines<'a> = &'a [(&'a str, &'a str)];
 
-    const GET: Cleaned = Cleaned { wants_trailers: false, to_head: false };
+    const GET: Cleaned = Cleaned { wants_trailers: false, to_head: false, from_http_1_0: false };
     const HEAD: Cleaned = Cleaned { to_head: true, ..GET };
 
     fn authorization() -> AuthorizationValue {
@@ -248,6 +253,23 @@ mod tests {
         assert!(clean(200, HEAD, &[("transfer-encoding", "chunked")]).unwrap().is_empty());
         // Said twice, told once.
         assert_eq!(lines(&clean(200, HEAD, &[("content-length", "5"), ("content-length", "5")]).unwrap()), ["content-length: 5"]);
+    }
+
+    #[test]
+    fn a48_a_body_of_unknown_length_ends_the_connection_of_http_1_0() {
+        let old = Cleaned { from_http_1_0: true, ..GET };
+        let old_head = Cleaned { to_head: true, ..old };
+        let rows: [(u16, Cleaned, Lines, &[&str]); 6] = [
+            (200, old, &[("transfer-encoding", "chunked")], &["connection: close"]),
+            (200, old, &[], &["connection: close"]),
+            (200, old, &[("content-length", "5")], &[]),
+            (200, old_head, &[], &[]),
+            (304, old, &[], &[]),
+            (200, GET, &[("transfer-encoding", "chunked")], &[]),
+        ];
+        for (status, request, upstream, expected) in rows {
+            assert_eq!(lines(&clean(status, request, upstream).unwrap()), *expected, "{status} {request:?} {upstream:?}");
+        }
     }
 
     #[test]
