@@ -37,7 +37,7 @@ pub enum Loaded {
 }
 
 /// Email and password.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pair {
     /// The email.
     pub email: Email,

@@ -118,13 +118,15 @@ mod tests {
         Decision::Failed { reason: reason.to_owned(), news }
     }
 
+    /// At this many milliseconds this was read, and this was decided.
+    type History = Vec<(u64, &'static str, Decision)>;
+
     const SAME: Decision = Decision::Unchanged { recovered: false };
     const RECOVERED: Decision = Decision::Unchanged { recovered: true };
 
-    /// Each row is one history: at this many milliseconds this was read, and this was decided.
     #[test]
     fn c37_c39_c41_histories() {
-        let rows: Vec<(&str, Vec<(u64, &str, Decision)>)> = vec![
+        let rows: Vec<(&str, History)> = vec![
             ("the first reading is taken at once", vec![(0, "a", take("a")), (10, "a", SAME)]),
             (
                 "c39: a change is taken when it was read equal for a second",

@@ -69,6 +69,12 @@ impl Watch {
         self.receiver.clone()
     }
 
+    /// [`Watch::reload`] for somebody who outlives this value.
+    pub fn reloader(&self) -> impl Fn() + use<> {
+        let reload = Arc::clone(&self.reload);
+        move || reload.notify_one()
+    }
+
     /// Reads the files now instead of at the next poll (SIGHUP, `/reload`). Any number of calls before the reading makes one reading; changed content is
     /// used once it has settled, as ever.
     pub fn reload(&self) {
@@ -206,7 +212,7 @@ mod tests {
     use crate::secret::{Email, Password};
 
     /// Long enough that nothing found in less can have been found by polling.
-    const POLL: Duration = Duration::from_secs(600);
+    const POLL: Duration = Duration::from_mins(10);
 
     struct Files {
         directory: tempfile::TempDir,
