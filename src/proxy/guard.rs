@@ -306,12 +306,14 @@ mod tests {
 
     use super::*;
 
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+
     fn guard(toml: &str) -> Guard {
         let config = Config::from_toml(&format!("[credentials]\ntoken_file = \"/token\"\n{toml}")).expect("a valid configuration");
         Guard::new(&config, &[8080], None)
     }
 
-    fn head(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
+    fn head(method: &str, target: &str, fields: Lines) -> request::Parts {
         let mut request = Request::builder().method(method).uri(target);
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -335,7 +337,7 @@ mod tests {
     fn requests_are_admitted_refused_or_answered() {
         const HOST: (&str, &str) = ("host", "LocalHost:8080");
         let guard = guard("");
-        let rows: &[(&str, &str, &[(&str, &str)], &str)] = &[
+        let rows: &[(&str, &str, Lines, &str)] = &[
             ("GET", "/inputs/", &[HOST], "http://LocalHost:8080"),
             ("GET", "/inputs/", &[("host", "api.upsolver.com")], "http://api.upsolver.com"),
             // A11, A12
@@ -426,7 +428,7 @@ mod tests {
         let secret = |value: &str| Token::new(value.to_owned()).expect("a legal secret");
         let caller_token = CallerToken::new(secret("right"));
         let guard = Guard { caller_token: Some(caller_token.clone()), ..guard("") };
-        let code = |fields: &[(&str, &str)]| judge(&guard, &head("GET", "/", fields));
+        let code = |fields: Lines| judge(&guard, &head("GET", "/", fields));
         assert_eq!(code(&[HOST, (CALLER_TOKEN, "right")]), "http://localhost");
         for given in ["", "wrong", "righ", "rightx", "RIGHT"] {
             assert_eq!(code(&[HOST, (CALLER_TOKEN, given)]), "caller_token_required", "{given}");
