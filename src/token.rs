@@ -1,16 +1,19 @@
 //! The token's life as the rest of the program sees it: a [`TokenReader`] gives requests the token in use and takes their rejections; a [`Status`]
 //! tells the admin server everything that an operator may ask.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use crate::secret::AuthorizationValue;
 
 pub mod mint;
+mod reader;
 pub mod state;
 pub mod store;
 pub mod task;
+
+//pub use reader::TokenReader;
 
 /// The token in use, as requests carry it. Cloning copies a reference count.
 #[derive(Debug, Clone)]
@@ -42,10 +45,35 @@ pub enum Verdict {
     Replay(ActiveToken),
 }
 
+/// There was no usable token for as long as the request could wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no usable token")]
+pub struct Unavailable {
+    /// For `retry-after`: until the next attempt, between 1 s and 60 s. The upper bound is there since a person may mend the cause at any time.
+    pub retry_after: Duration,
+}
+
+/// Why no successor is minted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefreshRefused {
+    /// `token.mint_budget` is spent.
+    #[error("token.mint_budget is spent")]
+    TooMany {
+        /// Until the budget has room again.
+        retry_after: Duration,
+    },
+    /// There is nothing to mint with: a `token_file`, or no credentials that could be read; or the proxy is stopping.
+    #[error("{reason}")]
+    NothingToMintWith {
+        /// For people.
+        reason: String,
+    },
+}
+
 /// A snapshot for `/status` and the health endpoints; holds no secret.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// Name of the state machine's state: `starting`, `usable`, `probing`, …
+    /// Name of the state machine's state: `starting`, `usable`, `probing`, …; all are in `Machine::state`
     pub state: &'static str,
     /// Whether a first token was ever obtained.
     pub started: bool,
