@@ -13,7 +13,7 @@ pub mod state;
 pub mod store;
 pub mod task;
 
-//pub use reader::TokenReader;
+pub use reader::TokenReader;
 
 /// The token in use, as requests carry it. Cloning copies a reference count.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ pub enum RefreshRefused {
 /// A snapshot for `/status` and the health endpoints; holds no secret.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// Name of the state machine's state: `starting`, `usable`, `probing`, …; all are in `Machine::state`
+    /// Name of the state machine's state: `starting`, `usable`, `probing`, …; all are in [`state::Situation`]
     pub state: &'static str,
     /// Whether a first token was ever obtained.
     pub started: bool,

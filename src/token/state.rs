@@ -56,6 +56,7 @@ pub use event::{
     Action, Candidate, Credentials, CredentialsId, Event, MintFailure, ProbeResult, Rejection, Subject, Ticket, TokenRecord, TokenSource,
 };
 pub use pacing::{BUDGET_WINDOW, HeldBackBy, Jitter, MintLimits, MintLog};
+pub use view::Situation;
 
 use holding::{Acquiring, Held, Holding, LastProbe, Waiter};
 use pacing::Pacing;
@@ -288,14 +289,15 @@ impl Machine {
                     self.pacing.rejected(now);
                 }
             }
-            // In doubt a token in hand is used, unless one is in use that works, or this is the content of a token file that was found dead.
-            ProbeResult::Inconclusive => match &self.holding {
-                Holding::Usable(_) | Holding::Probing(_) => self.verify_later(candidate, now, jitter),
-                Holding::Dead { held, .. } if held.by == by && candidate.token.source == TokenSource::TokenFile => {
+            // In doubt a token in hand is used, unless one is in use that works, or this is the content of a token file that was found dead before.
+            ProbeResult::Inconclusive => {
+                let found_dead = self.pacing.is_rejected() || self.holding.held().is_some_and(|held| held.by == by);
+                if self.holding.usable().is_some() || (candidate.token.source == TokenSource::TokenFile && found_dead) {
                     self.verify_later(candidate, now, jitter);
+                } else {
+                    self.switch_to(&candidate.token, by, self.renew_at(&candidate, now), actions);
                 }
-                Holding::Nothing | Holding::Dead { .. } => self.switch_to(&candidate.token, by, self.renew_at(&candidate, now), actions),
-            },
+            }
         }
     }
 

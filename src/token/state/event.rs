@@ -103,6 +103,14 @@ impl Rejection {
             _ => None,
         }
     }
+
+    /// The status of the response.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+        }
+    }
 }
 
 /// How a mint ended without a token.

@@ -98,6 +98,11 @@ impl MintLog {
         }
     }
 
+    /// When the next attempt leaves the window.
+    pub fn grows(&self, now: Instant) -> Option<Instant> {
+        self.leaves.iter().find(|leaves| **leaves > now).copied()
+    }
+
     /// How many attempts the budget leaves at `now`.
     pub fn left(&self, now: Instant) -> u32 {
         let counted = self.leaves.iter().filter(|leaves| **leaves > now).count();
@@ -199,11 +204,7 @@ impl Pacing {
     fn constraints(&self, now: Instant) -> [(Instant, HeldBackBy); 3] {
         let failure = if self.is_rejected() { HeldBackBy::Rejection } else { HeldBackBy::Failure };
         let interval = if self.exempt { now } else { self.log.interval_allows(now) };
-        [
-            (self.try_allowed(now), failure),
-            (interval, HeldBackBy::Interval),
-            (self.log.budget_allows(now), HeldBackBy::Budget),
-        ]
+        [(self.try_allowed(now), failure), (interval, HeldBackBy::Interval), (self.log.budget_allows(now), HeldBackBy::Budget)]
     }
 
     /// Whether `token.min_mint_interval` has a say in the next attempt.

@@ -162,7 +162,10 @@ impl World {
                 let within_the_hour = self.counted.iter().filter(hour_ago).count();
                 assert!(within_the_hour < BUDGET as usize, "the budget is kept");
                 let interval_is_over = self.counted.last().is_none_or(|last| *last + INTERVAL <= self.now);
-                assert!(interval_is_over || (self.exempt && !interval_applies), "only new credentials and operators set the interval aside");
+                assert!(
+                    interval_is_over || (self.exempt && !interval_applies),
+                    "only new credentials and operators set the interval aside"
+                );
                 self.minted_at = self.now;
                 self.begin(UnderWay::Mint(credentials));
             }

@@ -110,7 +110,7 @@ impl Rig {
     /// Nothing is begun before `duration` is over; then this is.
     fn waits(&mut self, duration: Duration, then: &str) {
         let due = self.now + duration;
-        assert_eq!(self.machine.deadline(self.now), Some(due), "in {}", self.machine.state());
+        assert_eq!(self.machine.deadline(self.now), Some(due), "in {}", self.machine.situation().label());
         assert_eq!(self.after(duration - Duration::from_millis(1)), [""; 0]);
         self.now = due;
         assert_eq!(self.on(Event::TimerFired), [then]);
@@ -125,7 +125,7 @@ impl Rig {
             }
             Availability::Unavailable { .. } => None,
         };
-        (self.machine.state(), name, self.machine.generation())
+        (self.machine.situation().label(), name, self.machine.generation())
     }
 }
 
@@ -216,7 +216,7 @@ fn c01_network_failures_are_retried_for_ever() {
     let mut rig = Rig::minting();
     for _ in 0..50 {
         let _ = rig.on(failed(RETRY));
-        assert_eq!((rig.machine.state(), rig.machine.held_back_by(rig.now)), ("waiting_to_mint", Some(HeldBackBy::Failure)));
+        assert_eq!((rig.machine.situation().label(), rig.machine.held_back_by(rig.now)), ("waiting_to_mint", Some(HeldBackBy::Failure)));
         rig.waits(Duration::from_millis(500), "mint with 1");
     }
     assert_eq!(rig.machine.mints_left(rig.now), 3);

@@ -8,6 +8,49 @@ use super::holding::{Acquiring, Holding};
 use super::{Credentials, CredentialsId, HeldBackBy, Machine, TokenRecord};
 use crate::token::Availability;
 
+/// The state as an operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Situation {
+    /// No credentials could be read yet.
+    WaitingForCredentials,
+    /// The token store is being read.
+    Starting,
+    /// A token that this process did not mint is asked about, and there is no other.
+    Verifying,
+    /// A mint is in flight, and there is no token.
+    Minting,
+    /// There is no token, and no mint is allowed yet.
+    WaitingToMint,
+    /// There is no token, since the upstream rejected the credentials.
+    CredentialsRejected,
+    /// The token of `credentials.token_file` is dead.
+    TokenRejected,
+    /// Requests carry the token.
+    Usable,
+    /// Requests carry the token still, while a probe asks whether it is dead.
+    Probing,
+    /// Requests carry the token while a successor is under way.
+    Renewing,
+}
+
+impl Situation {
+    /// The word in `/status`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::WaitingForCredentials => "waiting_for_credentials",
+            Self::Starting => "starting",
+            Self::Verifying => "verifying",
+            Self::Minting => "minting",
+            Self::WaitingToMint => "waiting_to_mint",
+            Self::CredentialsRejected => "credentials_rejected",
+            Self::TokenRejected => "token_rejected",
+            Self::Usable => "usable",
+            Self::Probing => "probing",
+            Self::Renewing => "renewing",
+        }
+    }
+}
+
 impl Machine {
     /// What requests are told.
     pub fn availability(&self, now: Instant) -> Availability {
@@ -33,20 +76,20 @@ impl Machine {
         }
     }
 
-    /// The word in `/status`.
-    pub fn state(&self) -> &'static str {
+    /// Both halves of the state in one word.
+    pub fn situation(&self) -> Situation {
         match (&self.holding, &self.acquiring) {
-            (Holding::Probing(_), _) => "probing",
-            (Holding::Usable(_), Acquiring::Minting(_) | Acquiring::Verifying { .. }) => "renewing",
-            (Holding::Usable(_), Acquiring::Idle | Acquiring::ReadingStore(_)) => "usable",
-            (Holding::Nothing | Holding::Dead { .. }, Acquiring::ReadingStore(_)) => "starting",
-            (Holding::Nothing | Holding::Dead { .. }, Acquiring::Minting(_)) => "minting",
-            (Holding::Nothing | Holding::Dead { .. }, Acquiring::Verifying { .. }) => "verifying",
+            (Holding::Probing(_), _) => Situation::Probing,
+            (Holding::Usable(_), Acquiring::Minting(_) | Acquiring::Verifying { .. }) => Situation::Renewing,
+            (Holding::Usable(_), Acquiring::Idle | Acquiring::ReadingStore(_)) => Situation::Usable,
+            (Holding::Nothing | Holding::Dead { .. }, Acquiring::ReadingStore(_)) => Situation::Starting,
+            (Holding::Nothing | Holding::Dead { .. }, Acquiring::Minting(_)) => Situation::Minting,
+            (Holding::Nothing | Holding::Dead { .. }, Acquiring::Verifying { .. }) => Situation::Verifying,
             (Holding::Nothing | Holding::Dead { .. }, Acquiring::Idle) => match self.credentials {
-                Credentials::Missing => "waiting_for_credentials",
-                Credentials::FixedToken(..) => "token_rejected",
-                Credentials::Pair(_) if self.pacing.is_rejected() => "credentials_rejected",
-                Credentials::Pair(_) => "waiting_to_mint",
+                Credentials::Missing => Situation::WaitingForCredentials,
+                Credentials::FixedToken(..) => Situation::TokenRejected,
+                Credentials::Pair(_) if self.pacing.is_rejected() => Situation::CredentialsRejected,
+                Credentials::Pair(_) => Situation::WaitingToMint,
             },
         }
     }
@@ -81,6 +124,11 @@ impl Machine {
         matches!(self.acquiring, Acquiring::Minting(_))
     }
 
+    /// Whether a token is asked about before its first use.
+    pub fn is_verifying(&self) -> bool {
+        matches!(self.acquiring, Acquiring::Verifying { .. })
+    }
+
     /// What holds back the mint that is wanted, if one is.
     pub fn held_back_by(&self, now: Instant) -> Option<HeldBackBy> {
         if self.acquiring.is_idle() && self.is_wanted(now) { self.pacing.held_back_by(now) } else { None }
@@ -89,6 +137,11 @@ impl Machine {
     /// What the budget leaves.
     pub fn mints_left(&self, now: Instant) -> u32 {
         self.pacing.log.left(now)
+    }
+
+    /// When [`Machine::mints_left`] grows next.
+    pub fn budget_grows(&self, now: Instant) -> Option<Instant> {
+        self.pacing.log.grows(now)
     }
 
     /// Whether the machine may still compare or use these credentials. Those for which this is false can be cleared from memory.
