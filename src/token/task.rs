@@ -34,7 +34,7 @@ use crate::credentials::{Loaded, Pair};
 use crate::metrics::TokenMetrics;
 use crate::secret::AuthorizationValue;
 
-use attempt::{Attempted, Order, Wall, age, attempt, read};
+use attempt::{Attempted, Order, StoredAs, Wall, age, attempt, read};
 use effects::{MintOutcome, ProbeOutcome, Stored, StoredToken, TokenStore, Upstream};
 use identities::Identities;
 use report::{Repetition, Report, StoreTrouble};
@@ -164,8 +164,8 @@ struct Task<U, S> {
     /// The probe of the token in use.
     probe: Slot<(u64, ProbeOutcome)>,
     revoker: Revoker<U>,
-    /// Name of the token that this process last saw in the store.
-    last_stored: Option<String>,
+    /// The token that this process last saw in the store.
+    last_stored: Option<StoredAs>,
     /// Name of the mint that was sent and has no reply yet.
     mint_sent: Rc<RefCell<Option<String>>>,
 
@@ -317,7 +317,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     fn acquired(&mut self, acquired: Result<Acquired, Panicked>) {
         let event = match acquired {
             Ok(Acquired::Read(stored)) => self.store_read(stored),
-            Ok(Acquired::Attempted(Attempted::Ended { name, outcome, took })) => self.mint_ended(name, outcome, took),
+            Ok(Acquired::Attempted(Attempted::Ended { name, outcome, took, stored })) => {
+                self.last_stored = stored.or(self.last_stored.take());
+                self.mint_ended(name, outcome, took)
+            }
             Ok(Acquired::Attempted(Attempted::Adopted(token))) => {
                 info!(id = token.id, name = token.name, "another process stored a token: trying that one instead of minting");
                 Event::StoreAdopted(self.candidate(token))
@@ -336,7 +339,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                     ProbeOutcome::Alive => self.succeeded(),
                     ProbeOutcome::Dead => {}
                     ProbeOutcome::Inconclusive(reason) => {
-                        self.report.facts.failure = Some(format!("a token could not be verified: {reason}"))
+                        self.report.facts.failure = Some(format!("a token could not be verified: {reason}"));
                     }
                 }
                 let result = self.probe_result(outcome, "a token before its first use");
@@ -370,11 +373,11 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     }
 
     fn candidate(&mut self, stored: StoredToken) -> Candidate {
-        self.last_stored = Some(stored.name.clone());
+        self.last_stored = Some(StoredAs::of(&stored));
         let token = TokenRecord {
             authorization: AuthorizationValue::new(&stored.token),
             id: stored.id,
-            name: Some(stored.name),
+            name: stored.name,
             created: stored.created,
             source: TokenSource::Store,
         };
@@ -386,7 +389,6 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
             MintOutcome::Minted { token, id } => {
                 info!(id, name, "token minted");
                 self.succeeded();
-                self.last_stored = Some(name.clone());
                 let authorization = AuthorizationValue::new(&token);
                 let record = TokenRecord { authorization, id, name: Some(name), created: (self.wall)(), source: TokenSource::Minted };
                 ("success", Event::Minted(Arc::new(record)))

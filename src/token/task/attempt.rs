@@ -20,8 +20,8 @@ pub(super) struct Order {
     pub(super) limits: MintLimits,
     /// Whether `token.min_mint_interval` holds for this attempt.
     pub(super) interval_applies: bool,
-    /// Name of the token that this process last saw in the store: any other one was put there by another process since.
-    pub(super) last_stored: Option<String>,
+    /// What this process last saw in the store: any other token was put there by another process since.
+    pub(super) last_stored: Option<StoredAs>,
     pub(super) wall: Wall,
     pub(super) trouble: StoreTrouble,
     /// Display name of the mint, as long as its reply may still come: for the log if the attempt is cut off.
@@ -38,7 +38,28 @@ pub(super) enum Attempted {
     /// Nothing was sent: another process is minting.
     LockBusy,
     /// A mint was sent, or could not be.
-    Ended { name: String, outcome: MintOutcome, took: Duration },
+    Ended {
+        name: String,
+        outcome: MintOutcome,
+        took: Duration,
+        /// Where the mint succeeded.
+        stored: Option<StoredAs>,
+    },
+}
+
+/// Tells one stored token from another, whatever credentials it was read with: unmasked with other ones, the same token looks different.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredAs {
+    name: Option<String>,
+    /// A store need not keep more than milliseconds.
+    created_ms: u128,
+}
+
+impl StoredAs {
+    pub(super) fn of(token: &StoredToken) -> Self {
+        let created_ms = age(SystemTime::UNIX_EPOCH, token.created).as_millis();
+        Self { name: token.name.clone(), created_ms }
+    }
 }
 
 /// The first look into the store. It takes the lock too, so that of many processes that start together all but one wait for the token of that one,
@@ -56,7 +77,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     // Held to the end: the next process finds the new token in the store.
     let Ok(_lock) = lock(&*store, &order.trouble).await else { return Attempted::LockBusy };
     let mut stored = load(&*store, pair, &order.trouble).await;
-    if let Some(theirs) = stored.token.take_if(|token| Some(&token.name) != order.last_stored.as_ref()) {
+    if let Some(theirs) = stored.token.take_if(|token| Some(StoredAs::of(token)) != order.last_stored) {
         return Attempted::Adopted(theirs);
     }
     let (now, today) = (Instant::now(), (order.wall)());
@@ -80,11 +101,14 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     if outcome.may_have_left_a_token() {
         stored.attempts.push(today);
     }
+    let mut stored_as = None;
     if let MintOutcome::Minted { token, id } = &outcome {
-        stored.token = Some(StoredToken { token: token.clone(), id: id.clone(), name: name.clone(), created: today });
+        let token = StoredToken { token: token.clone(), id: id.clone(), name: Some(name.clone()), created: today };
+        stored_as = Some(StoredAs::of(&token));
+        stored.token = Some(token);
     }
     save(&*store, pair, &stored, &order).await;
-    Attempted::Ended { name, outcome, took }
+    Attempted::Ended { name, outcome, took, stored: stored_as }
 }
 
 /// Since `then`; zero where that lies in the future since the wall clock was set back.

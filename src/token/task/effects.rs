@@ -115,8 +115,8 @@ pub struct StoredToken {
     pub token: Token,
     /// Upsolver's id of it.
     pub id: Option<String>,
-    /// Display name under which it was minted; no two tokens have the same.
-    pub name: String,
+    /// Display name under which it was minted.
+    pub name: Option<String>,
     /// When it was minted.
     pub created: SystemTime,
 }

@@ -140,7 +140,7 @@ impl Report {
         let (source, loaded_at) = match loaded {
             Loaded::Missing { reason } => {
                 self.facts.missing.clone_from(reason);
-                warn!(reason, "waiting for the credentials");
+                info!(reason, "waiting for the credentials");
                 self.stale();
                 return;
             }
@@ -252,7 +252,7 @@ impl Report {
             Some(HeldBackBy::Failure) => reasons.push(format!("{what}{}{}", failure(": "), next("try"))),
             Some(HeldBackBy::Interval) => reasons.push(format!("{what}: token.min_mint_interval is not over{}", next("mint"))),
             Some(HeldBackBy::Budget) => {
-                reasons.push(format!("{what}: token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")))
+                reasons.push(format!("{what}: token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")));
             }
             Some(HeldBackBy::Rejection) | None => {}
         }

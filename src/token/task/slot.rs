@@ -11,7 +11,9 @@ use futures_util::FutureExt;
 pub(super) struct Panicked;
 
 /// Holds at most one future, so that what is at most one at a time is so by construction.
-pub(super) struct Slot<T>(Option<Pin<Box<dyn Future<Output = Result<T, Panicked>>>>>);
+pub(super) struct Slot<T>(Option<Guarded<T>>);
+
+type Guarded<T> = Pin<Box<dyn Future<Output = Result<T, Panicked>>>>;
 
 impl<T> Slot<T> {
     pub(super) fn empty() -> Self {
