@@ -75,13 +75,17 @@ pub struct Settings {
 impl Settings {
     /// The part of `[token]` that the machine goes by.
     pub fn new(config: &config::Token) -> Self {
+        let sane = |duration: Duration| duration.min(LONGEST);
         Self {
-            max_age: config.max_age,
-            probe_interval: config.probe_interval,
-            limits: MintLimits { interval: config.min_mint_interval, budget: config.mint_budget },
+            max_age: config.max_age.map(sane),
+            probe_interval: sane(config.probe_interval),
+            limits: MintLimits { interval: sane(config.min_mint_interval), budget: config.mint_budget },
         }
     }
 }
+
+/// A longer duration in the configuration means "never" just as well, and added to an instant it could overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 365 * 10);
 
 /// The state. What can be seen of it is in `view`.
 #[derive(Debug)]
@@ -432,10 +436,9 @@ impl Machine {
         let token_is_coming = !self.acquiring.is_idle() && !self.stopping;
         let verdict = |waiter: &Waiter| match &self.holding {
             Holding::Usable(held) if waiter.generation < held.generation => Some(Verdict::Replay(held.token.active(held.generation))),
-            Holding::Usable(_) => Some(Verdict::Relay),
             Holding::Probing(_) if !self.stopping => None,
             Holding::Nothing | Holding::Dead { .. } if token_is_coming => None,
-            Holding::Nothing | Holding::Probing(_) | Holding::Dead { .. } => Some(Verdict::Relay),
+            Holding::Nothing | Holding::Usable(_) | Holding::Probing(_) | Holding::Dead { .. } => Some(Verdict::Relay),
         };
         self.waiters.retain(|waiter| {
             let verdict = verdict(waiter);

@@ -69,7 +69,7 @@ impl MintLog {
 
     /// What a store remembers: how long ago, at `now`, each attempt was made. An attempt from the future (the wall clock was set back) has the age zero.
     pub fn from_ages(limits: MintLimits, ages: &[Duration], now: Instant) -> Self {
-        let mut leaves: Vec<_> = ages.iter().filter(|age| **age < BUDGET_WINDOW).map(|age| now + (BUDGET_WINDOW - *age)).collect();
+        let mut leaves: Vec<_> = ages.iter().map(|age| now + BUDGET_WINDOW.saturating_sub(*age)).filter(|leaves| *leaves > now).collect();
         leaves.sort_unstable();
         let interval_ends = ages.iter().min().map(|age| now + limits.interval.saturating_sub(*age));
         Self { limits, leaves: leaves.into(), interval_ends }
@@ -161,7 +161,7 @@ impl Pacing {
     pub(super) fn failed(&mut self, now: Instant, retry_after: Option<Duration>, jitter: Jitter) {
         self.failures = self.failures.saturating_add(1);
         let ceiling = MIN_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
-        let backoff = MIN_BACKOFF + jitter.of(ceiling - MIN_BACKOFF);
+        let backoff = MIN_BACKOFF + jitter.of(ceiling.saturating_sub(MIN_BACKOFF));
         let asked = retry_after.map(|asked| {
             let asked = asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
             asked + jitter.of(asked / 10)
@@ -217,7 +217,7 @@ impl Pacing {
 mod tests {
     use super::*;
 
-    const LIMITS: MintLimits = MintLimits { interval: Duration::from_secs(60), budget: 2 };
+    const LIMITS: MintLimits = MintLimits { interval: Duration::from_mins(1), budget: 2 };
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]

@@ -111,7 +111,7 @@ impl Rig {
     fn waits(&mut self, duration: Duration, then: &str) {
         let due = self.now + duration;
         assert_eq!(self.machine.deadline(self.now), Some(due), "in {}", self.machine.situation().label());
-        assert_eq!(self.after(duration - Duration::from_millis(1)), [""; 0]);
+        assert_eq!(self.after(duration.saturating_sub(Duration::from_millis(1))), [""; 0]);
         self.now = due;
         assert_eq!(self.on(Event::TimerFired), [then]);
     }

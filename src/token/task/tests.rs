@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::token::{ActiveToken, Unavailable};
-use script::{Deed, Mint, Rig, World, pair, token_file};
+use script::{Deed, Mint, Rig, World, authorization, pair, token_file};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -355,7 +355,7 @@ async fn c30_a_foreign_stored_token_is_never_sent_with_a_request() {
     let rig = Rig::start(&world, pair("p2"));
     let token = rig.tokens.wait(WAIT).await.unwrap();
     assert_eq!(world.deeds(), [Deed::Probe("garbage"), Deed::Mint(1)]);
-    assert_eq!(token.authorization, world.authorization("t2"));
+    assert_eq!(token.authorization, authorization("t2"));
 }
 
 /// C29: a store that does not work costs the cache, not the service.

@@ -123,16 +123,8 @@ impl World {
         self.deeds.borrow().iter().filter(|(_, deed)| matches!(deed, Deed::Mint(_))).map(|(at, _)| *at).collect()
     }
 
-    pub(super) fn authorization(&self, name: &str) -> AuthorizationValue {
-        AuthorizationValue::new(&secret(name))
-    }
-
-    fn name_of(&self, authorization: &AuthorizationValue) -> &'static str {
-        NAMES.into_iter().find(|name| self.authorization(name) == *authorization).unwrap_or("another")
-    }
-
-    fn is_dead(&self, authorization: &AuthorizationValue) -> bool {
-        self.dead.borrow().iter().any(|name| self.authorization(name) == *authorization)
+    fn is_dead(&self, value: &AuthorizationValue) -> bool {
+        self.dead.borrow().iter().any(|name| authorization(name) == *value)
     }
 
     fn note(&self, deed: Deed) {
@@ -146,6 +138,15 @@ impl World {
 
 fn secret(name: &str) -> Token {
     Token::new(format!("secret-of-{name}")).unwrap()
+}
+
+/// What requests carry with the token of this name.
+pub(super) fn authorization(name: &str) -> AuthorizationValue {
+    AuthorizationValue::new(&secret(name))
+}
+
+fn name_of(value: &AuthorizationValue) -> &'static str {
+    NAMES.into_iter().find(|name| authorization(name) == *value).unwrap_or("another")
 }
 
 pub(super) fn pair(password: &str) -> Loaded {
@@ -186,7 +187,7 @@ impl Upstream for Seen {
     }
 
     async fn probe(&self, authorization: &AuthorizationValue) -> ProbeOutcome {
-        self.0.note(Deed::Probe(self.0.name_of(authorization)));
+        self.0.note(Deed::Probe(name_of(authorization)));
         sleep(Duration::from_millis(20)).await;
         if self.0.is_dead(authorization) { ProbeOutcome::Dead } else { ProbeOutcome::Alive }
     }
@@ -196,7 +197,7 @@ impl Upstream for Seen {
     }
 
     async fn revoke(&self, id: &str, authorization: &AuthorizationValue) -> Result<(), String> {
-        self.0.note(Deed::Revoke(NAMES.into_iter().find(|name| *name == id).unwrap(), self.0.name_of(authorization)));
+        self.0.note(Deed::Revoke(NAMES.into_iter().find(|name| *name == id).unwrap(), name_of(authorization)));
         self.0.kill(id);
         Ok(())
     }
