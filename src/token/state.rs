@@ -291,6 +291,9 @@ impl Machine {
             ProbeResult::Dead => {
                 if matches!(self.credentials, Credentials::FixedToken(..)) {
                     self.pacing.rejected(now);
+                } else if self.holding.held().is_none() {
+                    // The store's token was most likely minted with other credentials, so these are new after all; the budget holds.
+                    self.pacing.grant_exemption();
                 }
             }
             // In doubt a token in hand is used, unless one is in use that works, or this is the content of a token file that was found dead before.

@@ -16,8 +16,8 @@ use crate::secret::AuthorizationValue;
 use crate::token::Availability;
 use crate::token::state::{TokenRecord, TokenSource};
 
-/// A superseded token lives on for as long: a request that took it just before the switch may still be connecting.
-const GRACE: Duration = Duration::from_secs(30);
+/// A superseded token lives on for as long: a request that took it just before the switch may still be connecting (`upstream.connect_timeout` is 5 s).
+const GRACE: Duration = Duration::from_secs(6);
 /// At a stop, for all revocations together.
 const GRACE_AT_STOP: Duration = Duration::from_secs(2);
 
