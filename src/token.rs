@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::secret::AuthorizationValue;
 
+pub mod effects;
 pub mod mint;
 mod reader;
 pub mod state;

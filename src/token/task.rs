@@ -1,10 +1,9 @@
 //! The one task that keeps the token: brings the state machine its events, carries out what it asks for, publishes what requests carry.
 //!
 //! It runs on the control plane's thread and owns the only senders of [`Availability`] and [`Status`]. Requests reach it through [`TokenReader`], the
-//! admin server through [`Control`]. What it does to the world outside stands behind two traits in [`effects`].
+//! admin server through [`Control`]. What it does to the world outside stands behind two traits in [`super::effects`].
 
 mod attempt;
-pub mod effects;
 mod identities;
 mod report;
 mod revocation;
@@ -24,18 +23,20 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::effects::{TokenStore, Upstream};
+use super::mint::{Minted, Outcome, ProbeOutcome};
 use super::state::{
     Action, Candidate, Credentials, CredentialsId, Event, Jitter, Machine, MintFailure, ProbeResult, Rejection, Settings, Subject, Ticket,
     TokenRecord, TokenSource,
 };
+use super::store::{Contents, StoredToken};
 use super::{Availability, RefreshRefused, Status, TokenReader, Verdict};
 use crate::config;
 use crate::credentials::{Loaded, Pair};
 use crate::metrics::TokenMetrics;
 use crate::secret::AuthorizationValue;
 
-use attempt::{Attempted, Order, StoredAs, Wall, age, attempt, read};
-use effects::{MintOutcome, ProbeOutcome, Stored, StoredToken, TokenStore, Upstream};
+use attempt::{Attempted, Order, Wall, age, attempt, read};
 use identities::Identities;
 use report::{Repetition, Report, StoreTrouble};
 use revocation::Revoker;
@@ -164,8 +165,8 @@ struct Task<U, S> {
     /// The probe of the token in use.
     probe: Slot<(u64, ProbeOutcome)>,
     revoker: Revoker<U>,
-    /// The token that this process last saw in the store.
-    last_stored: Option<StoredAs>,
+    /// Name of the token that this process last saw in the store.
+    last_stored: Option<String>,
     /// Name of the mint that was sent and has no reply yet.
     mint_sent: Rc<RefCell<Option<String>>>,
 
@@ -183,7 +184,7 @@ struct Task<U, S> {
 
 /// What the way to another token came to.
 enum Acquired {
-    Read(Stored),
+    Read(Contents),
     Attempted(Attempted),
     Verified(ProbeOutcome),
 }
@@ -242,7 +243,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         let own = self
             .machine
             .token()
-            .filter(|token| !self.machine.token_is_dead() && token.source == TokenSource::Minted && !self.store.persists());
+            .filter(|token| !self.machine.token_is_dead() && token.source == TokenSource::Minted && !self.store.is_persistent());
         self.revoker.finish(own.cloned()).await;
     }
 
@@ -317,10 +318,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     fn acquired(&mut self, acquired: Result<Acquired, Panicked>) {
         let event = match acquired {
             Ok(Acquired::Read(stored)) => self.store_read(stored),
-            Ok(Acquired::Attempted(Attempted::Ended { name, outcome, took, stored })) => {
-                self.last_stored = stored.or(self.last_stored.take());
-                self.mint_ended(name, outcome, took)
-            }
+            Ok(Acquired::Attempted(Attempted::Ended { name, outcome, took })) => self.mint_ended(name, outcome, took),
             Ok(Acquired::Attempted(Attempted::Adopted(token))) => {
                 info!(id = token.id, name = token.name, "another process stored a token: trying that one instead of minting");
                 Event::StoreAdopted(self.candidate(token))
@@ -355,7 +353,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     fn acquisition_panicked(&mut self) -> Event {
         self.failed(FAULT.to_owned());
         if let Some(name) = self.mint_sent.take() {
-            return self.mint_ended(name, MintOutcome::Lost { reason: FAULT.to_owned() }, Duration::ZERO);
+            return self.mint_ended(name, Outcome::Lost { reason: FAULT.to_owned() }, Duration::ZERO);
         }
         if self.machine.is_minting() {
             Event::MintFailed(MintFailure::Retry { retry_after: None })
@@ -366,34 +364,35 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         }
     }
 
-    fn store_read(&mut self, stored: Stored) -> Event {
+    fn store_read(&mut self, stored: Contents) -> Event {
         let today = (self.wall)();
         let attempt_ages = stored.attempts.iter().map(|attempt| age(*attempt, today)).collect();
         Event::StoreRead { token: stored.token.map(|token| self.candidate(token)), attempt_ages }
     }
 
     fn candidate(&mut self, stored: StoredToken) -> Candidate {
-        self.last_stored = Some(StoredAs::of(&stored));
+        self.last_stored = Some(stored.name.clone());
         let token = TokenRecord {
             authorization: AuthorizationValue::new(&stored.token),
             id: stored.id,
-            name: stored.name,
+            name: Some(stored.name),
             created: stored.created,
             source: TokenSource::Store,
         };
         Candidate { token: Arc::new(token), age: age(stored.created, (self.wall)()) }
     }
 
-    fn mint_ended(&mut self, name: String, outcome: MintOutcome, took: Duration) -> Event {
+    fn mint_ended(&mut self, name: String, outcome: Outcome, took: Duration) -> Event {
         let (label, event) = match outcome {
-            MintOutcome::Minted { token, id } => {
+            Outcome::Minted(Minted { token, id, name }) => {
                 info!(id, name, "token minted");
                 self.succeeded();
+                self.last_stored = Some(name.clone());
                 let authorization = AuthorizationValue::new(&token);
                 let record = TokenRecord { authorization, id, name: Some(name), created: (self.wall)(), source: TokenSource::Minted };
                 ("success", Event::Minted(Arc::new(record)))
             }
-            MintOutcome::Rejected { status } => {
+            Outcome::Rejected { status } => {
                 let source = self.report.credentials_source();
                 warn!(
                     status = status.as_u16(),
@@ -403,11 +402,11 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 self.report.facts.rejected_with = Some(status);
                 ("rejected", Event::MintFailed(MintFailure::Rejected))
             }
-            MintOutcome::Retry { reason, retry_after } => {
+            Outcome::Retry { reason, retry_after } => {
                 self.failed(reason);
                 ("failed", Event::MintFailed(MintFailure::Retry { retry_after }))
             }
-            MintOutcome::Lost { reason } => {
+            Outcome::Lost { reason } => {
                 warn!(
                     name,
                     reason, "the reply to a mint was lost: a token of this name may be left behind in Upsolver under More > API Tokens"
@@ -415,7 +414,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 self.report.facts.failure = Some(reason);
                 ("lost", Event::MintFailed(MintFailure::Lost))
             }
-            MintOutcome::Invalid { reason } => {
+            Outcome::Invalid { reason } => {
                 warn!(
                     name,
                     reason, "the reply to a mint was unusable: a token of this name may be left behind in Upsolver under More > API Tokens"
