@@ -31,7 +31,8 @@ use crate::simulator::{self, Options, Simulator};
 use crate::task;
 use crate::telemetry::{self, Telemetry};
 use crate::token;
-use crate::token::effects::{Kept, Live};
+use crate::token::effects::{PatientStore, Requests};
+use crate::token::store::Store;
 use crate::upstream::connect::Connector;
 use crate::upstream::tls;
 use crate::worker::{self, Worker};
@@ -98,8 +99,8 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
     let tokens = token::task::start(
         &config.token,
-        Live::new(connector.clone(), config.token.clone()),
-        Kept::new(&config.token, &config.upstream.origin),
+        Requests::new(connector.clone(), config.token.clone()),
+        PatientStore::new(Store::new(&config.token.store, &config.upstream.origin), config.token.mint_timeout),
         credentials.receiver(),
         credentials.reloader(),
         Arc::clone(&token_metrics),

@@ -4,7 +4,7 @@
 //! `token::task` brings the events and carries the actions out.
 //!
 //! The state has two halves, because two things go on at once. *Holding* is the token that requests carry; *acquiring* is the way to another one. A
-//! renewal is both halves together, `Usable` and `Minting`: the old token stays where it is until [`Machine::switch_to`] puts the new one there, and
+//! renewal is both halves together, `Usable` and `Minting`: the old token stays where it is until `Machine::switch_to` puts the new one there, and
 //! that is the only function that does. So a failed mint, which touches the other half alone, can't lose a token that works.
 //!
 //! | event ↓ holding → | `Nothing` | `Usable` | `Probing` | `Dead` |

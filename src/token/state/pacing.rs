@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
+
 /// The window of `token.mint_budget`.
 pub const BUDGET_WINDOW: Duration = Duration::from_hours(1);
 
@@ -19,9 +21,6 @@ pub const BUDGET_WINDOW: Duration = Duration::from_hours(1);
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(15);
 /// The shortest pause that a `retry-after` can ask for: 0 would be a busy loop.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Bounds of the exponential backoff (contract §5, "Mint").
-const MIN_BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_mins(1);
 /// After a first rejection of the credentials, one confirming try.
 const CONFIRM_AFTER: Duration = Duration::from_mins(1);
 /// After the second, and all others, until the credentials change: slow enough not to lock the account.
@@ -165,8 +164,9 @@ impl Pacing {
     /// a fleet which was told the same number does not come back at once.
     pub(super) fn failed(&mut self, now: Instant, retry_after: Option<Duration>, jitter: Jitter) {
         self.failures = self.failures.saturating_add(1);
-        let ceiling = MIN_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
-        let backoff = MIN_BACKOFF + jitter.of(ceiling.saturating_sub(MIN_BACKOFF));
+        // No pause is shorter than the first ceiling, so the range to draw from begins with the second.
+        let (least, most) = (Backoff::MINT.ceiling(1), Backoff::MINT.ceiling(self.failures.saturating_add(1)));
+        let backoff = least + jitter.of(most.saturating_sub(least));
         let asked = retry_after.map(|asked| {
             let asked = asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
             asked + jitter.of(asked / 10)
@@ -278,7 +278,7 @@ mod tests {
         for _ in 0..100 {
             let mut least = pacing.clone();
             least.failed(now, None, Jitter::new(0.0));
-            assert_eq!(least.mint_allowed(now), now + MIN_BACKOFF);
+            assert_eq!(least.mint_allowed(now), now + SECOND / 2);
             pacing.failed(now, None, Jitter::new(1.0));
             ceilings.push((pacing.mint_allowed(now) - now).as_secs());
         }
@@ -301,7 +301,7 @@ mod tests {
         }
         let mut pacing = Pacing::new(LIMITS);
         (0..20).for_each(|_| pacing.failed(now, Some(SECOND), Jitter::new(1.0)));
-        assert_eq!(pacing.mint_allowed(now), now + MAX_BACKOFF);
+        assert_eq!(pacing.mint_allowed(now), now + 60 * SECOND);
     }
 
     /// C04: one confirming try after a minute, then hourly, at once with other credentials.

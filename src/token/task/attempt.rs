@@ -7,10 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::effects::{LockError, MintOutcome, Stored, StoredToken, TokenStore, Upstream};
 use super::report::StoreTrouble;
 use crate::credentials::Pair;
+use crate::token::effects::{TokenStore, Upstream};
+use crate::token::mint::{Minted, Outcome};
 use crate::token::state::{BUDGET_WINDOW, MintLimits, MintLog};
+use crate::token::store::{Contents, StoreError, StoredToken};
 
 /// Tells the time of day; a function so that tests can tell another one.
 pub(super) type Wall = Rc<dyn Fn() -> SystemTime>;
@@ -20,8 +22,8 @@ pub(super) struct Order {
     pub(super) limits: MintLimits,
     /// Whether `token.min_mint_interval` holds for this attempt.
     pub(super) interval_applies: bool,
-    /// What this process last saw in the store: any other token was put there by another process since.
-    pub(super) last_stored: Option<StoredAs>,
+    /// Name of the token that this process last saw in the store: any other one was put there by another process since.
+    pub(super) last_stored: Option<String>,
     pub(super) wall: Wall,
     pub(super) trouble: StoreTrouble,
     /// Display name of the mint, as long as its reply may still come: for the log if the attempt is cut off.
@@ -38,33 +40,12 @@ pub(super) enum Attempted {
     /// Nothing was sent: another process is minting.
     LockBusy,
     /// A mint was sent, or could not be.
-    Ended {
-        name: String,
-        outcome: MintOutcome,
-        took: Duration,
-        /// Where the mint succeeded.
-        stored: Option<StoredAs>,
-    },
-}
-
-/// Tells one stored token from another, whatever credentials it was read with: unmasked with other ones, the same token looks different.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StoredAs {
-    name: Option<String>,
-    /// A store need not keep more than milliseconds.
-    created_ms: u128,
-}
-
-impl StoredAs {
-    pub(super) fn of(token: &StoredToken) -> Self {
-        let created_ms = age(SystemTime::UNIX_EPOCH, token.created).as_millis();
-        Self { name: token.name.clone(), created_ms }
-    }
+    Ended { name: String, outcome: Outcome, took: Duration },
 }
 
 /// The first look into the store. It takes the lock too, so that of many processes that start together all but one wait for the token of that one,
 /// instead of finding its unfinished attempt.
-pub(super) async fn read<S: TokenStore>(store: Rc<S>, pair: &Pair, trouble: StoreTrouble) -> Stored {
+pub(super) async fn read<S: TokenStore>(store: Rc<S>, pair: &Pair, trouble: StoreTrouble) -> Contents {
     let _lock = lock(&*store, &trouble).await;
     load(&*store, pair, &trouble).await
 }
@@ -77,7 +58,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     // Held to the end: the next process finds the new token in the store.
     let Ok(_lock) = lock(&*store, &order.trouble).await else { return Attempted::LockBusy };
     let mut stored = load(&*store, pair, &order.trouble).await;
-    if let Some(theirs) = stored.token.take_if(|token| Some(StoredAs::of(token)) != order.last_stored) {
+    if let Some(theirs) = stored.token.take_if(|token| Some(&token.name) != order.last_stored.as_ref()) {
         return Attempted::Adopted(theirs);
     }
     let (now, today) = (Instant::now(), (order.wall)());
@@ -89,9 +70,9 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     stored.attempts.push(today);
     save(&*store, pair, &stored, &order).await;
 
-    let name = upstream.display_name();
-    order.sent.replace(Some(name.clone()));
-    let outcome = upstream.mint(pair, &name).await;
+    let display = upstream.display();
+    order.sent.replace(Some(display.name.clone()));
+    let outcome = upstream.mint(pair, &display).await;
     order.sent.replace(None);
     let took = now.elapsed();
 
@@ -101,14 +82,11 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     if outcome.may_have_left_a_token() {
         stored.attempts.push(today);
     }
-    let mut stored_as = None;
-    if let MintOutcome::Minted { token, id } = &outcome {
-        let token = StoredToken { token: token.clone(), id: id.clone(), name: Some(name.clone()), created: today };
-        stored_as = Some(StoredAs::of(&token));
-        stored.token = Some(token);
+    if let Outcome::Minted(Minted { token, id, name }) = &outcome {
+        stored.token = Some(StoredToken { token: token.clone(), id: id.clone(), name: name.clone(), created: today });
     }
     save(&*store, pair, &stored, &order).await;
-    Attempted::Ended { name, outcome, took, stored: stored_as }
+    Attempted::Ended { name: display.name, outcome, took }
 }
 
 /// Since `then`; zero where that lies in the future since the wall clock was set back.
@@ -117,7 +95,7 @@ pub(super) fn age(then: SystemTime, today: SystemTime) -> Duration {
 }
 
 /// How long the history in the store asks to wait, if at all. The task's own pacing let this attempt pass, but does not know what other processes did.
-fn held_back(order: &Order, stored: &Stored, now: Instant, today: SystemTime) -> Option<Duration> {
+fn held_back(order: &Order, stored: &Contents, now: Instant, today: SystemTime) -> Option<Duration> {
     let ages: Vec<_> = stored.attempts.iter().map(|attempt| age(*attempt, today)).collect();
     let log = MintLog::from_ages(order.limits, &ages, now);
     let interval = if order.interval_applies { log.interval_allows(now) } else { now };
@@ -129,9 +107,9 @@ fn held_back(order: &Order, stored: &Stored, now: Instant, today: SystemTime) ->
 async fn lock<S: TokenStore>(store: &S, trouble: &StoreTrouble) -> Result<Option<S::Lock>, Busy> {
     match store.lock().await {
         Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Busy) => Err(Busy),
-        Err(LockError::Failed(error)) => {
-            trouble.tell("lock", &error);
+        Err(StoreError::Busy { .. }) => Err(Busy),
+        Err(error) => {
+            trouble.tell(&error);
             Ok(None)
         }
     }
@@ -139,15 +117,15 @@ async fn lock<S: TokenStore>(store: &S, trouble: &StoreTrouble) -> Result<Option
 
 struct Busy;
 
-async fn load<S: TokenStore>(store: &S, pair: &Pair, trouble: &StoreTrouble) -> Stored {
+async fn load<S: TokenStore>(store: &S, pair: &Pair, trouble: &StoreTrouble) -> Contents {
     store.load(pair).await.unwrap_or_else(|error| {
-        trouble.tell("read", &error);
-        Stored::default()
+        trouble.tell(&error);
+        Contents::default()
     })
 }
 
-async fn save<S: TokenStore>(store: &S, pair: &Pair, stored: &Stored, order: &Order) {
-    if let Err(error) = store.save(pair, stored).await {
-        order.trouble.tell("write", &error);
+async fn save<S: TokenStore>(store: &S, pair: &Pair, stored: &Contents, order: &Order) {
+    if let Err(error) = store.save(stored.clone(), pair).await {
+        order.trouble.tell(&error);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,7 @@ use crate::credentials::Loaded;
 use crate::metrics::TokenMetrics;
 use crate::token::Status;
 use crate::token::state::{HeldBackBy, Machine, Settings, Situation};
+use crate::token::store::StoreError;
 
 /// The same trouble is logged again after this.
 const REMIND_AFTER: Duration = Duration::from_mins(10);
@@ -55,14 +56,14 @@ impl StoreTrouble {
         Self { repetition: Rc::default(), metrics }
     }
 
-    /// `operation`: `read`, `write` or `lock`.
-    pub(super) fn tell(&self, operation: &'static str, error: &dyn Display) {
+    pub(super) fn tell(&self, error: &StoreError) {
+        let operation = error.operation().label();
         self.metrics.store_error(operation);
-        let error = error.to_string();
-        if self.repetition.borrow_mut().is_news(operation, &error) {
-            warn!(operation, error, "the token store does not work; the proxy goes on without it");
+        let reason = error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+        if self.repetition.borrow_mut().is_news(operation, &reason) {
+            warn!(operation, reason, "the token store does not work; the proxy goes on without it");
         } else {
-            debug!(operation, error, "the token store still does not work");
+            debug!(operation, reason, "the token store still does not work");
         }
     }
 }

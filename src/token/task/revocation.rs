@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::effects::Upstream;
 use super::slot::Slot;
 use crate::secret::AuthorizationValue;
 use crate::token::Availability;
+use crate::token::effects::Upstream;
 use crate::token::state::{TokenRecord, TokenSource};
 
 /// A superseded token lives on for as long: a request that took it just before the switch may still be connecting (`upstream.connect_timeout` is 5 s).
@@ -100,6 +100,6 @@ async fn revoke<U: Upstream>(upstream: Rc<U>, token: Arc<TokenRecord>, authoriza
     let (name, Some(id)) = (token.name.as_deref(), token.id.as_deref()) else { return };
     match upstream.revoke(id, &authorization).await {
         Ok(()) => info!(id, name, "token revoked"),
-        Err(reason) => warn!(id, name, reason, "token could not be revoked; delete it in Upsolver under More > API Tokens"),
+        Err(error) => warn!(id, name, reason = %error, "token could not be revoked; delete it in Upsolver under More > API Tokens"),
     }
 }

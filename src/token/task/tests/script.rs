@@ -11,12 +11,14 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::super::effects::{LockError, MintOutcome, ProbeOutcome, StoreError, Stored, TokenStore, Upstream};
 use super::super::{Control, Started, Wall, start_at};
 use crate::config;
 use crate::credentials::{FixedToken, Loaded, Pair};
 use crate::metrics::TokenMetrics;
 use crate::secret::{AuthorizationValue, Email, Password, Token};
+use crate::token::effects::{TokenStore, Upstream};
+use crate::token::mint::{Display, Minted, Outcome, ProbeOutcome, RevokeError};
+use crate::token::store::{Contents, Operation, StoreError};
 use crate::token::{Status, TokenReader};
 
 /// What was asked of the upstream.
@@ -55,7 +57,7 @@ pub(super) struct World {
 
     persists: Cell<bool>,
     broken: Cell<bool>,
-    stored: RefCell<Option<(Password, Stored)>>,
+    stored: RefCell<Option<(Password, Contents)>>,
     lock: Arc<Mutex<()>>,
 }
 
@@ -131,8 +133,10 @@ impl World {
         self.deeds.borrow_mut().push((Instant::now(), deed));
     }
 
-    fn check(&self) -> Result<(), StoreError> {
-        if self.broken.get() { Err(StoreError("/state/token.json: read-only file system".to_owned())) } else { Ok(()) }
+    fn check(&self, operation: Operation) -> Result<(), StoreError> {
+        let error =
+            || StoreError::Io { operation, path: "/state/token.json".into(), source: std::io::ErrorKind::ReadOnlyFilesystem.into() };
+        if self.broken.get() { Err(error()) } else { Ok(()) }
     }
 }
 
@@ -166,22 +170,23 @@ pub(super) fn token_file(name: &str) -> Loaded {
 struct Seen(Rc<World>);
 
 impl Upstream for Seen {
-    fn display_name(&self) -> String {
-        format!("t{}", self.0.minted.get() + 1)
+    fn display(&self) -> Display {
+        Display { name: format!("t{}", self.0.minted.get() + 1), description: String::new() }
     }
 
-    async fn mint(&self, _: &Pair, name: &str) -> MintOutcome {
+    async fn mint(&self, _: &Pair, display: &Display) -> Outcome {
         let world = &self.0;
         world.note(Deed::Mint(world.minted.get()));
         sleep(world.mint_takes.get()).await;
         match world.mint.get() {
             Mint::Succeeds => {
                 world.minted.set(world.minted.get() + 1);
-                MintOutcome::Minted { token: secret(name), id: Some(name.to_owned()) }
+                let name = display.name.clone();
+                Outcome::Minted(Minted { token: secret(&name), id: Some(name.clone()), name })
             }
-            Mint::Rejected => MintOutcome::Rejected { status: StatusCode::FORBIDDEN },
-            Mint::Retry(reason, retry_after) => MintOutcome::Retry { reason: reason.to_owned(), retry_after },
-            Mint::Lost => MintOutcome::Lost { reason: "connection reset".to_owned() },
+            Mint::Rejected => Outcome::Rejected { status: StatusCode::FORBIDDEN },
+            Mint::Retry(reason, retry_after) => Outcome::Retry { reason: reason.to_owned(), retry_after },
+            Mint::Lost => Outcome::Lost { reason: "connection reset".to_owned() },
             Mint::Panics => panic!("a fault, as the test wants it"),
         }
     }
@@ -196,7 +201,7 @@ impl Upstream for Seen {
         self.0.revocable.get()
     }
 
-    async fn revoke(&self, id: &str, authorization: &AuthorizationValue) -> Result<(), String> {
+    async fn revoke(&self, id: &str, authorization: &AuthorizationValue) -> Result<(), RevokeError> {
         self.0.note(Deed::Revoke(NAMES.into_iter().find(|name| *name == id).unwrap(), name_of(authorization)));
         self.0.kill(id);
         Ok(())
@@ -206,18 +211,18 @@ impl Upstream for Seen {
 impl TokenStore for Seen {
     type Lock = Option<OwnedMutexGuard<()>>;
 
-    async fn lock(&self) -> Result<Self::Lock, LockError> {
-        self.0.check()?;
+    async fn lock(&self) -> Result<Self::Lock, StoreError> {
+        self.0.check(Operation::Lock)?;
         if !self.0.persists.get() {
             return Ok(None);
         }
         Ok(Some(Arc::clone(&self.0.lock).lock_owned().await))
     }
 
-    async fn load(&self, pair: &Pair) -> Result<Stored, StoreError> {
-        self.0.check()?;
+    async fn load(&self, pair: &Pair) -> Result<Contents, StoreError> {
+        self.0.check(Operation::Read)?;
         Ok(match &*self.0.stored.borrow() {
-            None => Stored::default(),
+            None => Contents::default(),
             Some((password, stored)) => {
                 let mut stored = stored.clone();
                 if let Some(token) = &mut stored.token
@@ -230,15 +235,15 @@ impl TokenStore for Seen {
         })
     }
 
-    async fn save(&self, pair: &Pair, stored: &Stored) -> Result<(), StoreError> {
-        self.0.check()?;
+    async fn save(&self, contents: Contents, pair: &Pair) -> Result<(), StoreError> {
+        self.0.check(Operation::Write)?;
         if self.0.persists.get() {
-            self.0.stored.replace(Some((pair.password.clone(), stored.clone())));
+            self.0.stored.replace(Some((pair.password.clone(), contents)));
         }
         Ok(())
     }
 
-    fn persists(&self) -> bool {
+    fn is_persistent(&self) -> bool {
         self.0.persists.get()
     }
 }
