@@ -44,7 +44,7 @@ const MAX_STREAMS: usize = 100;
 /// What can be known of a request that brought no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// The upstream said that it did not process it (HTTP/2 REFUSED_STREAM, or a GOAWAY that leaves the stream out; RFC 9113 section 8.7).
+    /// The upstream said that it did not process it (HTTP/2 `REFUSED_STREAM`, or a GOAWAY that leaves the stream out; RFC 9113 section 8.7).
     NotProcessed,
     /// A pooled connection closed before the first byte of the reply. It was probably closed before the request came, but nobody knows.
     ClosedBeforeReply,
@@ -371,7 +371,7 @@ fn is_reset(error: &hyper::Error) -> bool {
     http2_cause(error).is_some_and(h2::Error::is_reset)
 }
 
-/// RFC 9113 section 8.7: REFUSED_STREAM, and a GOAWAY whose last stream id is below this stream's (h2 fails only those with it).
+/// RFC 9113 section 8.7: `REFUSED_STREAM`, and a GOAWAY whose last stream id is below this stream's (h2 fails only those with it).
 fn not_processed(error: &hyper::Error) -> bool {
     http2_cause(error).is_some_and(|error| {
         error.is_remote()
