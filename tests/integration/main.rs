@@ -4,3 +4,18 @@
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
 mod support;
+
+mod connection_life;
+mod desync;
+mod expect;
+mod framing;
+mod guard;
+mod hop_by_hop;
+mod host_and_target;
+mod http2;
+mod leaks;
+mod limits;
+mod panics;
+mod redirects;
+mod replay;
+mod responses;
