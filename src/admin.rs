@@ -3,11 +3,11 @@
 //! It shares nothing with the listener of the apps, so that a probe is answered however busy that is. It shows no secret, and it answers from local
 //! knowledge: no request here ever causes one to the upstream, but for a mint that an operator asks for.
 
+mod peer;
 mod routes;
 mod status;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -33,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::LogFilter;
 
+use peer::Peer;
 use routes::Answer;
 
 /// What the admin server shows and whom it tells.
@@ -89,33 +90,6 @@ pub enum Listener {
     Tcp(TcpListener),
     /// At a path.
     Unix(UnixListener),
-}
-
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Peer {
-    Tcp(SocketAddr),
-    Unix,
-}
-
-impl Peer {
-    /// Whether it is a process of this host or Pod.
-    fn is_local(&self) -> bool {
-        match self {
-            // An IPv4 address may come in IPv6 notation, through a listener at `[::]`.
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix => true,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix => f.write_str("unix socket"),
-        }
-    }
 }
 
 /// Connections at a time; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].

@@ -1,1 +1,336 @@
-//! Placeholder.
+//! The wiring, once, in order: harden, bind, start, serve, drain. The only file that knows all others.
+
+use std::cell::RefCell;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::WebPkiClientVerifier;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Command, Handles};
+use crate::config::{self, Config, ListenAddress, ListenTls, Loaded, Sources};
+use crate::credentials;
+use crate::harden;
+use crate::liveness;
+use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
+use crate::proxy::guard::Guard;
+use crate::readiness::ReadinessReader;
+use crate::server::listen::{self, Bound};
+use crate::shutdown::{Signal, Signals, Stage};
+use crate::simulator::{self, Simulator};
+use crate::task;
+use crate::telemetry::Telemetry;
+use crate::token;
+use crate::upstream::connect::Connector;
+use crate::upstream::tls;
+use crate::worker::{self, Worker};
+
+/// Settings whose new value takes effect on a reload; every other one needs a restart.
+const LIVE: &[&str] = &["log.level"];
+/// What a shutdown leaves for the token task: a mint in flight may finish, so that its token is known and not orphaned.
+const TOKEN_GRACE: Duration = Duration::from_secs(3);
+
+/// Runs the proxy until a signal or a command stops it.
+pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
+    let refused = harden::process();
+    for reason in refused {
+        tracing::warn!(reason, "cannot harden the process");
+    }
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(serve(loaded, sources, telemetry));
+    // A file read that hangs, on a dead network mount say, must not hold the process up.
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How the proxy ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Everything in flight was finished.
+    Drained,
+    /// The drain timeout ran out, or a second signal came.
+    Cut,
+}
+
+async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<Ended> {
+    let started = SystemTime::now();
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let config = Arc::new(loaded.config.clone());
+    let workers = config.runtime.workers.get();
+
+    // Sockets before all else: a busy port is found before anything is minted.
+    let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers)?;
+    let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1)?.into_iter().flatten().collect::<Vec<_>>();
+    let tls = config.listen.tls.as_ref().map(server_tls).transpose()?;
+    let connector = Connector::new(&config.upstream).map_err(|reason| anyhow!(reason))?;
+
+    let token_metrics = Arc::new(TokenMetrics::default());
+    let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();
+    let metrics = Arc::new(Metrics::new(worker_metrics.clone(), Arc::clone(&token_metrics), telemetry.dropped_lines(), started));
+
+    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
+    let tokens = token::start(&config, connector.clone(), credentials.receiver(), Arc::clone(&token_metrics)).await;
+
+    let (stage, stage_reader) = watch::channel(Stage::Serve);
+    let (draining, draining_reader) = watch::channel(false);
+    let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
+    let guard = Guard::new(&config, &ports)?;
+    let shared =
+        worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.source(), guard, tls, stage: stage_reader.clone() };
+    for socket in sockets.first().into_iter().flatten() {
+        tracing::info!(address = %socket, "listening");
+    }
+    let mut pings = Vec::new();
+    let mut running = JoinSet::new();
+    for (index, (sockets, metrics)) in sockets.into_iter().zip(worker_metrics).enumerate() {
+        let (ping, asked) = liveness::channel();
+        let worker = worker::start(index, sockets, shared.clone(), metrics, asked).context("cannot start a worker")?;
+        pings.push(ping);
+        running.spawn_local(ended(worker));
+    }
+
+    let (commands, mut asked) = mpsc::channel(8);
+    let handles = Handles {
+        metrics,
+        readiness: ReadinessReader::new(tokens.status(), draining_reader),
+        workers: pings,
+        filter: telemetry.filter(),
+        commands,
+        upstream: config.upstream.origin.to_string(),
+        started,
+    };
+    let admin = start_admin(admin_sockets, handles, stage_reader)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), upstream = %config.upstream.origin, workers, "started");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    // From here until something asks to stop.
+    let control = Control { loaded: RefCell::new(loaded), sources, telemetry, credentials, tokens };
+    let why = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Stop(name) => break name,
+                Signal::Reload => {
+                    // Whatever is wrong with the new configuration was logged.
+                    let _ = control.reload().await;
+                }
+            },
+            Some(command) = asked.recv() => match command {
+                Command::Quit => break "/quitquitquit",
+                Command::Reload(reply) => {
+                    // The asker may have gone.
+                    let _ = reply.send(control.reload().await);
+                }
+                Command::Refresh(reply) => {
+                    let tokens = control.tokens.clone();
+                    task::spawn("refresh", async move { reply.send(tokens.refresh().await) });
+                }
+            },
+            Some(worker) = running.join_next() => {
+                stage.send_replace(Stage::Cut);
+                return Err(anyhow!("a worker ended by itself: {worker:?}"));
+            }
+        }
+    };
+
+    tracing::info!(why, delay = ?config.shutdown.delay, drain_timeout = ?config.shutdown.drain_timeout, "stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    draining.send_replace(true);
+    let cut = drain(&config, &stage, &mut running, &mut signals).await;
+    if tokio::time::timeout(TOKEN_GRACE, control.tokens.shutdown()).await.is_err() {
+        tracing::warn!("the token task did not end in time");
+    }
+    stage.send_replace(Stage::Cut);
+    if let Some(admin) = admin {
+        // Its panic was logged; nothing is left to serve.
+        let _ = admin.await;
+    }
+    if cut > 0 {
+        tracing::warn!(connections = cut, "stopped; connections were cut");
+        return Ok(Ended::Cut);
+    }
+    tracing::info!("stopped");
+    Ok(Ended::Drained)
+}
+
+/// `shutdown.delay`, then `shutdown.drain_timeout`; a second signal skips what is left. Returns how many connections were cut.
+async fn drain(
+    config: &Config,
+    stage: &watch::Sender<Stage>,
+    running: &mut JoinSet<Result<usize, String>>,
+    signals: &mut Signals,
+) -> usize {
+    let hurried = tokio::select! {
+        () = tokio::time::sleep(config.shutdown.delay) => false,
+        () = stop_again(signals) => true,
+    };
+    stage.send_replace(Stage::Drain);
+    let mut cut = 0;
+    let mut collect = async || {
+        while let Some(worker) = running.join_next().await {
+            cut += match worker {
+                Ok(Ok(connections)) => connections,
+                // Nobody knows how many it had; it was logged.
+                Ok(Err(_)) | Err(_) => 1,
+            };
+        }
+    };
+    if !hurried {
+        tokio::select! {
+            () = collect() => {}
+            () = tokio::time::sleep(config.shutdown.drain_timeout) => {}
+            () = stop_again(signals) => {}
+        }
+    }
+    stage.send_replace(Stage::Cut);
+    collect().await;
+    cut
+}
+
+/// The next signal that asks to stop; a reload is pointless by now.
+async fn stop_again(signals: &mut Signals) {
+    while signals.next().await == Signal::Reload {}
+}
+
+/// Waits for a worker: how many connections it cut, or that it panicked.
+async fn ended(mut worker: Worker) -> Result<usize, String> {
+    let cut = (&mut worker.ended).await;
+    let joined = tokio::task::spawn_blocking(move || worker.join()).await;
+    match (cut, joined) {
+        (Ok(cut), Ok(Ok(()))) => Ok(cut),
+        _ => Err("its thread panicked".to_owned()),
+    }
+}
+
+/// What SIGHUP and the admin server's verbs act on.
+struct Control<'a> {
+    loaded: RefCell<Loaded>,
+    sources: Sources,
+    telemetry: &'a Telemetry,
+    credentials: credentials::Watch,
+    tokens: token::Control,
+}
+
+impl Control<'_> {
+    /// Reads the configuration file and the credential files again. A configuration that is wrong leaves the running one in force. Returns the keys
+    /// whose new value needs a restart, or why the configuration was not taken.
+    async fn reload(&self) -> Result<Vec<String>, String> {
+        self.credentials.reload();
+        let sources = self.sources.clone();
+        let read = tokio::task::spawn_blocking(move || Config::load(&sources)).await;
+        let new = match read {
+            Ok(Ok(new)) => new,
+            Ok(Err(problems)) => {
+                tracing::warn!("the configuration is not taken, the old one stays in force: {problems}");
+                return Err(problems.to_string());
+            }
+            Err(panic) => return Err(panic.to_string()),
+        };
+        let changed = new.effective.changed_keys(&self.loaded.borrow().effective);
+        for key in changed.iter().filter(|key| LIVE.contains(&key.as_str())) {
+            tracing::info!(key, "the new value is in force");
+        }
+        if let Err(error) = self.telemetry.filter().set(&new.config.log.level) {
+            tracing::warn!(%error, "log.level is not taken");
+        }
+        let (_, stale): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| LIVE.contains(&key.as_str()));
+        for key in &stale {
+            tracing::warn!(key, "the new value needs a restart");
+        }
+        tracing::info!("configuration and credentials were read again");
+        Ok(stale)
+    }
+}
+
+fn start_admin(
+    sockets: Vec<Bound>,
+    handles: Handles,
+    mut stage: watch::Receiver<Stage>,
+) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
+    let mut listeners = Vec::new();
+    for socket in sockets {
+        tracing::info!(address = %socket, "admin server listening");
+        listeners.push(socket.into_listener().context("cannot start the admin server")?);
+    }
+    if listeners.is_empty() {
+        return Ok(None);
+    }
+    let stopped = async move { crate::shutdown::reached(&mut stage, Stage::Cut).await };
+    Ok(Some(task::spawn("admin server", admin::serve(listeners, handles, stopped))))
+}
+
+/// Tells systemd, where it started this process. Nobody listening is no error.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "cannot notify the service manager");
+    }
+}
+
+/// TLS towards the downstream, for a shared gateway.
+fn server_tls(files: &ListenTls) -> anyhow::Result<Arc<ServerConfig>> {
+    let certificates =
+        tls::read_certificates(&files.certificate_file).map_err(|reason| anyhow!("listen.tls.certificate_file: {reason}"))?;
+    let key = PrivateKeyDer::from_pem_file(&files.private_key_file)
+        .map_err(|error| anyhow!("listen.tls.private_key_file: {}: no usable PEM key: {error}", files.private_key_file.display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring supports TLS 1.2 and 1.3");
+    let builder = match &files.client_ca_file {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in tls::read_certificates(path).map_err(|reason| anyhow!("listen.tls.client_ca_file: {reason}"))? {
+                roots.add(certificate).with_context(|| format!("listen.tls.client_ca_file: {}", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .with_context(|| format!("listen.tls.client_ca_file: {}", path.display()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(certificates, key)
+        .with_context(|| format!("listen.tls: {} and its key do not fit", files.certificate_file.display()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// `check --connect`: resolves, connects and verifies TLS, with the words for either outcome.
+pub fn check_connect(config: &Config) -> Result<String, String> {
+    let connector = Connector::new(&config.upstream)?;
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(|error| error.to_string())?;
+    let connected = runtime.block_on(connector.connect());
+    runtime.shutdown_background();
+    match connected {
+        Ok(connection) => {
+            let protocol = if connection.is_http2() { "HTTP/2" } else { "HTTP/1.1" };
+            let verified = if config.upstream.origin.tls { ", its certificate is trusted" } else { "" };
+            Ok(format!("{} answers{verified} ({protocol})", config.upstream.origin))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

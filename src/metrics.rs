@@ -373,7 +373,7 @@ mod tests {
                 }
                 (Some("#"), Some("TYPE"), Some(name)) => assert_eq!(name, family),
                 (Some("#"), Some("UNIT"), Some(name)) => {
-                    assert!(name == family && line.ends_with(name.rsplit('_').next().unwrap()), "{line}")
+                    assert!(name == family && line.ends_with(name.rsplit('_').next().unwrap()), "{line}");
                 }
                 (Some(sample), Some(value), None) => {
                     let name = sample.split('{').next().unwrap();

@@ -13,10 +13,11 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 
-use crate::config::{self, AccessLog, Replay};
+use crate::config::{self, Replay};
 use crate::metrics::WorkerMetrics;
 use crate::server::clock::{Clock, Expired, Phase};
 use crate::shutdown::{Stage, reached};
+use crate::telemetry::AccessLog;
 use crate::token::{ActiveToken, TokenReader, Verdict};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{Evidence, ReplyBody, SendError, Upstream};
@@ -75,7 +76,7 @@ impl Settings {
             replay: config.token.replay,
             replay_buffer: config.token.replay_buffer,
             connect_timeout: config.upstream.connect_timeout,
-            access: config.log.access,
+            access: AccessLog::new(config.log.access),
         }
     }
 }
@@ -272,23 +273,19 @@ fn has_request_id(headers: &HeaderMap) -> bool {
 
 /// A request that brought no response, in the words that the downstream gets.
 fn explain(error: SendError, attempts: &Attempts) -> Error {
+    // The body's own failure explains whatever else went wrong with its exchange.
+    match attempts.body_failure() {
+        Some(BodyFailure::TooLarge) => return Error::BodyTooLarge,
+        Some(BodyFailure::Malformed) => return Error::BadRequest("the body's chunks are malformed"),
+        Some(BodyFailure::Closed) => return Error::DownstreamClosed,
+        None => {}
+    }
     match error {
+        SendError::Connect(ConnectError::Timeout { .. }) => Error::UpstreamTimeout("no connection in time"),
+        SendError::Connect(error @ ConnectError::Tls { .. }) => Error::UpstreamTls(error.to_string()),
         SendError::Connect(error @ (ConnectError::Dns(_) | ConnectError::Unreachable { .. } | ConnectError::Proxy { .. })) => {
             Error::UpstreamUnreachable(error.to_string())
         }
-        SendError::Connect(error @ ConnectError::Tls { .. }) => Error::UpstreamTls(error.to_string()),
-        SendError::Connect(ConnectError::Timeout { .. }) => Error::UpstreamTimeout("no connection in time"),
-        SendError::RequestBody(error) => match attempts.body_failure() {
-            Some(BodyFailure::TooLarge) => Error::BodyTooLarge,
-            Some(BodyFailure::Malformed) => Error::BadRequest("the body's chunks are malformed"),
-            Some(BodyFailure::Closed) => Error::DownstreamClosed,
-            None => Error::UpstreamProtocol(error.to_string()),
-        },
-        SendError::Protocol(error) => match attempts.body_failure() {
-            Some(BodyFailure::TooLarge) => Error::BodyTooLarge,
-            Some(BodyFailure::Malformed) => Error::BadRequest("the body's chunks are malformed"),
-            Some(BodyFailure::Closed) => Error::DownstreamClosed,
-            None => Error::UpstreamProtocol(SendError::Protocol(error).to_string()),
-        },
+        SendError::RequestBody(_) | SendError::Protocol(_) => Error::UpstreamProtocol(error.to_string()),
     }
 }

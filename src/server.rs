@@ -126,8 +126,13 @@ async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S, F, B>(stream: Stream, tls: Option<TlsAcceptor>, settings: Rc<Settings>, mut stage: watch::Receiver<Stage>, service: S)
-where
+async fn connection<S, F, B>(
+    stream: Stream,
+    tls: Option<TlsAcceptor>,
+    settings: Rc<Settings>,
+    mut stage: watch::Receiver<Stage>,
+    service: S,
+) where
     S: Fn(Request<Incoming>, Rc<Clock>) -> F + 'static,
     F: Future<Output = Response<B>> + 'static,
     B: Body<Data = Bytes> + 'static,
@@ -145,8 +150,9 @@ where
             let response = service(request, Rc::clone(&exchange_clock));
             async move { Ok::<_, Infallible>(response.await) }
         });
-        let mut http =
-            pin!(http1::Builder::new().max_header_size(settings.max_header_size).max_headers(MAX_REQUEST_FIELDS).serve_connection(io, service));
+        let mut http = pin!(
+            http1::Builder::new().max_header_size(settings.max_header_size).max_headers(MAX_REQUEST_FIELDS).serve_connection(io, service)
+        );
         let draining = Cell::new(false);
         loop {
             tokio::select! {

@@ -4,8 +4,8 @@
 //! clients ask, and records what it received. Through [`Control`], to which it dereferences, a test makes accounts and tokens come and go and
 //! orders faults. It runs on a thread and runtime of its own, so blocking tests can use it, and a paused clock of a test does not reach it.
 //!
-//! Reading order: [`api`] answers, [`query`] with it; [`faults`] says what can go wrong; [`control`] holds the state; [`record`] and [`heads`] keep
-//! what came in; [`connection`] accepts and applies the faults, [`stream`] and [`body`] carry them out.
+//! Reading order: `api` answers, `query` with it; `faults` says what can go wrong; `control` holds the state; `record` and `heads` keep what came
+//! in; `connection` accepts and applies the faults, `stream` and `body` carry them out.
 //!
 //! It simulates the protocol, not the product: there is one organization, and every live token may do everything that is not called `/forbidden`.
 
@@ -56,7 +56,7 @@ pub struct Options {
     pub accounts: Vec<Account>,
     /// Whether requests are kept for [`Control::requests`]. Off for benchmarks and the demo, which would keep everything for ever.
     pub record: bool,
-    /// How many polls of a new query answer "pending". 0: its first answer is its first page.
+    /// How many answers to a new query are "pending": the first one 201, the others 202. 0: its first answer is its first page.
     pub pending_polls: u32,
     /// How many pages a query's result has.
     pub pages: u32,
@@ -147,14 +147,14 @@ impl Simulator {
                 Some(TlsAcceptor::from(Arc::new(config)))
             }
         };
-        let control = Control::new(&options, format!("localhost:{}", address.port()));
-        let service = Service { control: control.clone(), tls, protocols: options.protocols };
+        let (transport, protocols) = (options.transport, options.protocols);
+        let control = Control::new(options, format!("localhost:{}", address.port()));
+        let service = Service { control: control.clone(), tls, protocols };
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("simulated-upsolver".to_owned()).spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
             runtime.block_on(connection::accept(port, listener, service, stopped))
         })?;
-        let transport = options.transport;
         Ok(Self { control, address, transport, ca_pem: authority.pem(), stop: Some(stop), thread: Some(thread) })
     }
 

@@ -49,16 +49,21 @@ impl Telemetry {
 /// Fails where `RUST_LOG` or `log.level` is not a filter, or a log was started before.
 pub fn init(log: &config::Log) -> anyhow::Result<Telemetry> {
     let terminal = std::io::stderr().is_terminal();
-    let (key, text) = match std::env::var(FILTER_VARIABLE) {
-        Ok(text) if !text.is_empty() => (FILTER_VARIABLE, text),
-        _ => ("log.level", log.level.clone()),
-    };
+    let (key, text) = filter_text(std::env::var(FILTER_VARIABLE).ok(), &log.level);
     let format = Format::new(log.format, terminal);
     let (lines, flush, dropped_lines) = writer::start(std::io::stderr(), format.colour).context("cannot start the log writer thread")?;
     let (dispatch, filter) = with_writer(&text, format, lines).with_context(|| key.to_owned())?;
     tracing::dispatcher::set_global_default(dispatch).context("cannot start the log a second time")?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(Telemetry { filter, dropped_lines, _flush: flush })
+}
+
+/// The filter to start with, and where it was written; an empty variable counts as absent.
+fn filter_text(variable: Option<String>, configured: &str) -> (&'static str, String) {
+    match variable {
+        Some(text) if !text.is_empty() => (FILTER_VARIABLE, text),
+        _ => ("log.level", configured.to_owned()),
+    }
 }
 
 /// How lines look.
@@ -136,18 +141,22 @@ fn parse(filter: &str) -> Result<EnvFilter, InvalidFilter> {
     EnvFilter::try_new(filter).map_err(|error| InvalidFilter(error.to_string()))
 }
 
-/// A panic as a log line. The message is shown only where it was written in the source: a formatted one may quote what was being worked on, as
-/// those of string slicing do.
+/// A panic as a log line.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
-    let message = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(formatted message withheld)");
+    let said = panic_message(panic.payload());
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
     tracing::error!(
-        message,
+        said,
         location,
         thread = thread.name().unwrap_or_default(),
         "a task panicked: this is a bug in the proxy, please report it"
     );
+}
+
+/// The message where it stands in the source. A formatted one is withheld: it may quote what was being worked on, as those of string slicing do.
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(formatted message withheld)")
 }
 
 /// A log that goes nowhere, and its filter, for the tests of others. The filter works as long as the log is kept.
@@ -239,6 +248,25 @@ mod tests {
             tracing::info!("third");
         });
         assert!(lines.contains("second") && !lines.contains("first") && !lines.contains("third"), "{lines}");
+    }
+
+    #[test]
+    fn rust_log_wins() {
+        let rows = [(None, "log.level", "info"), (Some(""), "log.level", "info"), (Some("debug"), "RUST_LOG", "debug")];
+        for (variable, key, text) in rows {
+            assert_eq!(filter_text(variable.map(str::to_owned), "info"), (key, text.to_owned()), "{variable:?}");
+        }
+    }
+
+    /// B36: a panic whose message was formatted at run time does not show it.
+    #[test]
+    fn b36_a_formatted_panic_message_is_withheld() {
+        let payload = |panicking: fn()| std::panic::catch_unwind(panicking).unwrap_err();
+        assert_eq!(panic_message(&*payload(|| panic!("literal"))), "literal");
+        let formatted = payload(|| {
+            let _ = &std::hint::black_box("canäry").to_owned()[..4];
+        });
+        assert!(!panic_message(&*formatted).contains("can"), "{}", panic_message(&*formatted));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use http::Response;
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
+use crate::liveness::WorkerPings;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::error::Error;
 use crate::proxy::guard::Guard;
@@ -51,8 +52,6 @@ pub struct Shared {
 pub struct Worker {
     /// Ends with the number of connections that the shutdown had to cut.
     pub ended: oneshot::Receiver<usize>,
-    /// Asks whether the worker still answers; see `admin::WorkerPing`.
-    pub ping: mpsc::Sender<oneshot::Sender<()>>,
     thread: JoinHandle<()>,
 }
 
@@ -64,11 +63,11 @@ impl Worker {
 }
 
 /// Starts worker number `index` on its sockets.
-pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>) -> io::Result<Worker> {
-    let (ping, pings) = mpsc::channel(1);
+pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: WorkerPings) -> io::Result<Worker> {
     let (end, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
         match runtime {
             Ok(runtime) => {
                 let cut = runtime.block_on(serve(sockets, shared, metrics, pings));
@@ -80,10 +79,10 @@ pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<Wor
             Err(error) => tracing::error!(%error, "a worker cannot start its runtime"),
         }
     })?;
-    Ok(Worker { ended, ping, thread })
+    Ok(Worker { ended, thread })
 }
 
-async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: mpsc::Receiver<oneshot::Sender<()>>) -> usize {
+async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>, pings: WorkerPings) -> usize {
     let config = &shared.config;
     let mut listeners = Vec::new();
     for socket in sockets {
@@ -97,20 +96,12 @@ async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>,
     let upstream = Upstream::start(shared.connector, &config.upstream, Arc::clone(&metrics));
     let settings = proxy::Settings::new(config, workers);
     let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens.reader(), upstream, settings, shared.stage.clone(), metrics));
-    let answering = task::spawn("ping", answer(pings));
+    let answering = task::spawn("ping", pings.answer());
     let tls = shared.tls.map(TlsAcceptor::from);
     let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);
     let cut = server::run(listeners, tls, settings_for(config, workers), shared.stage, service).await;
     answering.abort();
     cut
-}
-
-/// Tells whoever asks that this worker still takes turns.
-async fn answer(mut pings: mpsc::Receiver<oneshot::Sender<()>>) {
-    while let Some(reply) = pings.recv().await {
-        // An asker that lost patience is gone.
-        let _ = reply.send(());
-    }
 }
 
 /// The server's part of the configuration, for one of `workers`.

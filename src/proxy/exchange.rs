@@ -10,9 +10,8 @@ use http::{Method, Request, StatusCode};
 use tokio::time::Instant;
 
 use super::error::Error;
-use crate::config::AccessLog;
 use crate::metrics::{ResponseSource, WorkerMetrics};
-use crate::telemetry::{self, AccessRecord};
+use crate::telemetry::{AccessLog, AccessRecord};
 
 /// What the log says of a downstream that left before its response began; nginx's number for it, never sent.
 const DOWNSTREAM_CLOSED: u16 = 499;
@@ -120,20 +119,17 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let duration = self.started.elapsed();
         self.metrics.request_finished(&self.method, self.status, self.source, duration);
-        telemetry::access(
-            self.log,
-            &AccessRecord {
-                method: &self.method,
-                path: self.target.as_ref().map_or("", PathAndQuery::path),
-                status: self.status,
-                source: self.source,
-                code: self.code,
-                duration,
-                request_bytes: self.request_bytes,
-                response_bytes: self.response_bytes,
-                attempts: self.attempts,
-                generation: self.generation,
-            },
-        );
+        self.log.record(&AccessRecord {
+            method: &self.method,
+            path: self.target.as_ref().map_or("", PathAndQuery::path),
+            status: self.status,
+            source: self.source,
+            code: self.code,
+            duration,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            attempts: self.attempts,
+            generation: self.generation,
+        });
     }
 }

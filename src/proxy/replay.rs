@@ -88,6 +88,11 @@ impl Attempts {
         Self { head, source: Rc::new(source), bodyless }
     }
 
+    /// Of the request.
+    pub(super) fn method(&self) -> &Method {
+        &self.head.method
+    }
+
     /// The request with this token, for the first time.
     pub(super) fn first(&self, authorization: &AuthorizationValue) -> Request<RequestBody> {
         self.request(authorization, Vec::new())
@@ -154,7 +159,9 @@ impl Source {
                     self.clock.uploaded();
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(if error.is_parse() { BodyFailure::Malformed } else { BodyFailure::Closed }))),
+                Some(Err(error)) => {
+                    return Poll::Ready(Some(Err(if error.is_parse() { BodyFailure::Malformed } else { BodyFailure::Closed })));
+                }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
                     // Trailers could smuggle fields past the cleaning; they are dropped (RFC 9110 section 6.5.1 allows it).

@@ -159,7 +159,9 @@ async fn sink(body: &mut RecordedBody) -> Response<Body> {
             bytes += data.len();
         }
     }
-    let sum: String = sum.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = sum.finish();
+    let nibbles = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let sum: String = nibbles.filter_map(|nibble| char::from_digit(nibble.into(), 16)).collect();
     json(StatusCode::OK, &json!({ "bytes": bytes, "sha256": sum }))
 }
 

@@ -44,10 +44,13 @@ const FRAME: u64 = 16 * 1024;
 
 /// So many bytes of [`byte_at`]. With `known` the length is announced (`content-length`), else the framing is chunked.
 pub(super) fn pattern(length: u64, known: bool) -> Body {
-    boxed(Pattern { position: 0, length, known })
+    let period = (0..FRAME + PERIOD).map(byte_at).collect();
+    boxed(Pattern { period, position: 0, length, known })
 }
 
 struct Pattern {
+    /// One frame from any position of the period is a slice of this.
+    period: Bytes,
     position: u64,
     length: u64,
     known: bool,
@@ -58,13 +61,14 @@ impl http_body::Body for Pattern {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let end = self.length.min(self.position + FRAME);
-        if self.position == end {
+        let size = FRAME.min(self.length - self.position);
+        if size == 0 {
             return Poll::Ready(None);
         }
-        let frame: Bytes = (self.position..end).map(byte_at).collect();
-        self.position = end;
-        Poll::Ready(Some(Ok(Frame::data(frame))))
+        let start = usize::from(byte_at(self.position));
+        self.position += size;
+        let size = usize::try_from(size).expect("at most one frame");
+        Poll::Ready(Some(Ok(Frame::data(self.period.slice(start..start + size)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -149,7 +153,7 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        // hyper writes an ended body and its head as one finished reply; a body that will be cut must not look like one.
+        // An ended body lets hyper announce the end of the stream; a body that will be cut must not look like one.
         self.cut.is_none() && self.inner.is_end_stream()
     }
 

@@ -114,10 +114,10 @@ pub struct TimedOut {
 }
 
 impl Control {
-    pub(super) fn new(options: &Options, api_host: String) -> Self {
+    pub(super) fn new(options: Options, api_host: String) -> Self {
         let state = State {
             organization: uuid(),
-            accounts: options.accounts.iter().map(|account| (account.email.clone(), account.password.clone())).collect(),
+            accounts: options.accounts.into_iter().map(|account| (account.email, account.password)).collect(),
             tokens: Vec::new(),
             mints: Vec::new(),
             faults: Faults::default(),
@@ -216,7 +216,7 @@ impl Control {
         self.change(|state| host.clone_into(&mut state.api_host));
     }
 
-    /// How new queries behave: so many polls answer "pending", then so many pages of results follow.
+    /// How new queries behave: so many answers are "pending", then so many pages of results follow.
     pub fn queries(&self, pending_polls: u32, pages: u32) {
         self.change(|state| (state.pending_polls, state.pages) = (pending_polls, pages));
     }

@@ -80,8 +80,8 @@ enum Output {
     Free,
     /// So many more bytes, then the end.
     AtMost(usize, End),
-    /// The end comes with the next flush that follows a write.
-    AfterFlush { end: End, written: bool },
+    /// The end comes with the next flush.
+    AfterFlush(End),
     /// Nothing more is written.
     Over,
 }
@@ -126,7 +126,7 @@ impl Wire {
 
     /// Ends the connection when what is about to be written has left.
     pub(super) fn end_after_flush(&self, end: End) {
-        self.output.set(Output::AfterFlush { end, written: false });
+        self.output.set(Output::AfterFlush(end));
     }
 
     /// Waits until somebody asked for the end. Cancelling it loses nothing.
@@ -210,20 +210,17 @@ impl AsyncWrite for Tap {
                 }
                 polled
             }
-            Output::AfterFlush { end, .. } => {
-                wire.output.set(Output::AfterFlush { end, written: true });
-                wire.poll_stream(|stream| stream.poll_write(cx, bytes))
-            }
-            Output::Free => wire.poll_stream(|stream| stream.poll_write(cx, bytes)),
+            Output::Free | Output::AfterFlush(_) => wire.poll_stream(|stream| stream.poll_write(cx, bytes)),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = &self.0;
         let polled = wire.poll_stream(|stream| stream.poll_flush(cx));
-        match (&polled, wire.output.get()) {
-            (Poll::Ready(Ok(())), Output::AfterFlush { end, written: true } | Output::AtMost(0, end)) => wire.end(end.into()),
-            _ => {}
+        if matches!(polled, Poll::Ready(Ok(())))
+            && let Output::AfterFlush(end) | Output::AtMost(0, end) = wire.output.get()
+        {
+            wire.end(end.into());
         }
         polled
     }

@@ -205,10 +205,8 @@ impl Connector {
     }
 
     async fn handshake(&self, tls: &TlsConnector, name: ServerName<'static>, stream: TcpStream) -> Result<Connection, ConnectError> {
-        let mut stream = tls
-            .connect(name, stream)
-            .await
-            .map_err(|error| ConnectError::Tls { target: self.name(), reason: tls::explain(&error) })?;
+        let mut stream =
+            tls.connect(name, stream).await.map_err(|error| ConnectError::Tls { target: self.name(), reason: tls::explain(&error) })?;
         let session = stream.get_mut().1;
         session.set_buffer_limit(Some(TLS_BUFFER_LIMIT));
         let http2 = session.alpn_protocol() == Some(b"h2");

@@ -233,7 +233,11 @@ where
         self.metrics.upstream_connect("success");
         // Up to a tenth less, so that connections opened together are not replaced together.
         let expires = Instant::now() + self.max_age.mul_f64(1.0 - 0.1 * fastrand::f64());
-        if connection.is_http2() || self.prior_knowledge { self.start_http2(connection, expires).await } else { self.start_http1(connection, expires).await }
+        if connection.is_http2() || self.prior_knowledge {
+            self.start_http2(connection, expires).await
+        } else {
+            self.start_http1(connection, expires).await
+        }
     }
 
     async fn start_http1(self: &Rc<Self>, connection: Connection, expires: Instant) -> Result<Acquired<B>, SendError> {
@@ -262,7 +266,12 @@ where
         Ok(Acquired::Http2 { connection, reused: false })
     }
 
-    async fn send_http1(self: &Rc<Self>, connection: Http1<B>, request: Request<B>, reused: bool) -> Result<Response<ReplyBody<B>>, Failure<B>> {
+    async fn send_http1(
+        self: &Rc<Self>,
+        connection: Http1<B>,
+        request: Request<B>,
+        reused: bool,
+    ) -> Result<Response<ReplyBody<B>>, Failure<B>> {
         let received_before = connection.received.get();
         let mut lease = Lease { pool: Rc::clone(self), connection: Some(connection) };
         let sender = &mut lease.connection.as_mut().expect("taken only when the lease ends").sender;
@@ -274,7 +283,9 @@ where
                 let nothing_came = lease.connection.as_ref().is_some_and(|connection| connection.received.get() == received_before);
                 let what = match returned {
                     Some(request) => Unsent::Returned(Box::new(request)),
-                    None if reused && nothing_came && !error.is_user() && !error.is_parse() => Unsent::Evidence(Evidence::ClosedBeforeReply),
+                    None if reused && nothing_came && !error.is_user() && !error.is_parse() => {
+                        Unsent::Evidence(Evidence::ClosedBeforeReply)
+                    }
                     None => Unsent::Unknown,
                 };
                 Err(Failure { what, error: classify(error) })

@@ -67,8 +67,7 @@ impl Resolver {
             other => other,
         };
         let addresses = addresses.map_err(|source| ResolveError { name: name.clone(), source })?;
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Answer { name, at: Instant::now(), addresses: addresses.clone() });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Answer { name, at: Instant::now(), addresses: addresses.clone() });
         Ok(addresses)
     }
 

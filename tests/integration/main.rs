@@ -3,11 +3,11 @@
 //!
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
-mod support;
-
+mod clients;
 mod connection_life;
 mod desync;
 mod expect;
+mod faults;
 mod framing;
 mod guard;
 mod hop_by_hop;
@@ -19,3 +19,5 @@ mod panics;
 mod redirects;
 mod replay;
 mod responses;
+mod support;
+mod tokens;

@@ -78,9 +78,14 @@ impl Client {
 
     /// Everything until the end of the connection, or until `quiet` passes without a byte.
     pub(super) fn rest(&mut self, quiet: Duration) -> (Vec<u8>, Seen) {
-        self.0.sock.set_read_timeout(Some(quiet)).unwrap();
+        self.rest_after(0, quiet)
+    }
+
+    /// The same; `quiet` counts from the moment when `least` bytes are there.
+    pub(super) fn rest_after(&mut self, least: usize, quiet: Duration) -> (Vec<u8>, Seen) {
         let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
         loop {
+            self.0.sock.set_read_timeout(Some(if bytes.len() < least { LIMIT } else { quiet })).unwrap();
             match self.0.read(&mut part) {
                 Ok(0) => return (bytes, Seen::CloseNotify),
                 Ok(read) => bytes.extend_from_slice(&part[..read]),

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use upsolver_auth_proxy::simulator::{Account, Simulator};
+
 use super::raw::{Message, PATIENCE, Raw, RawUpstream};
 
 /// Settings that every test proxy starts from: ports chosen by the system, one worker, trace logs.
@@ -64,6 +66,23 @@ impl Builder {
         let file = builder.file("token", token);
         builder = builder.set(format!("credentials.token_file={}", file.display()));
         builder
+    }
+
+    /// Against the simulated API, minting with `account`.
+    pub(crate) fn to_simulator(simulator: &Simulator, account: &Account) -> Self {
+        let builder = Self::to_simulator_without_credentials(simulator);
+        builder
+            .env("UPSOLVER_EMAIL", &account.email)
+            .env("UPSOLVER_PASSWORD", &account.password)
+            .secret(&account.email)
+            .secret(&account.password)
+    }
+
+    /// Against the simulated API; where the credentials come from is the test's matter.
+    pub(crate) fn to_simulator_without_credentials(simulator: &Simulator) -> Self {
+        let builder = Self::new();
+        let ca = simulator.write_ca(builder.directory()).expect("a writable directory");
+        builder.set(format!("upstream.url={}", simulator.url())).set(format!("upstream.ca_file={}", ca.display()))
     }
 
     /// One `section.key=value`, as `--set` takes it.
@@ -181,9 +200,7 @@ impl Proxy {
     pub(crate) fn metric(&self, sample: &str) -> f64 {
         let page = self.ask_admin("GET", "/metrics").text();
         assert_no_secret(&self.secrets, &page);
-        page.lines()
-            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.split(' ').next()?.parse().ok())
-            .unwrap_or(0.0)
+        page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.split(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 
     /// Polls until `condition` holds.
@@ -204,8 +221,7 @@ impl Proxy {
     pub(crate) fn wait_for_field(&self, message: &str, field: &str) -> String {
         self.wait_for_line(message, |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            let fields = &line["fields"];
-            (fields["message"] == message).then(|| fields[field].as_str().map(str::to_owned))?
+            (line["message"] == message).then(|| line[field].as_str().map(str::to_owned))?
         })
     }
 

@@ -138,6 +138,17 @@ impl Raw {
         self.buffered.drain(..end).collect()
     }
 
+    /// The next bytes, at most as many as fit; 0 at the end. For bodies too large to keep.
+    pub(crate) fn take_some(&mut self, into: &mut [u8]) -> usize {
+        if self.buffered.is_empty() {
+            return self.stream.read(into).expect("the peer sends");
+        }
+        let count = into.len().min(self.buffered.len());
+        into[..count].copy_from_slice(&self.buffered[..count]);
+        self.buffered.drain(..count);
+        count
+    }
+
     /// Everything until the peer closes.
     pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         while self.fill() {}
@@ -153,7 +164,8 @@ impl Raw {
     pub(crate) fn is_silent_for(&mut self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).expect("a TCP socket");
         let mut byte = [0];
-        let silent = self.buffered.is_empty() && matches!(self.stream.peek(&mut byte), Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        let silent = self.buffered.is_empty()
+            && matches!(self.stream.peek(&mut byte), Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
         self.stream.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
         silent
     }
