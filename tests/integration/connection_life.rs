@@ -33,7 +33,9 @@ fn a50_an_early_reply_arrives_whole_while_the_upload_goes_on() {
             let writer = thread::spawn(move || {
                 let chunk = format!("10000\r\n{}\r\n", "u".repeat(65536));
                 // Ends when the proxy takes no more, or with the upload.
-                (0..upload / 65536).all(|_| writing.write_all(if framing.starts_with('T') { chunk.as_bytes() } else { &chunk.as_bytes()[7..65543] }).is_ok())
+                (0..upload / 65536).all(|_| {
+                    writing.write_all(if framing.starts_with('T') { chunk.as_bytes() } else { &chunk.as_bytes()[7..65543] }).is_ok()
+                })
             });
             let mut upstream = wire.upstream.accept();
             upstream.read_head().expect("a head");
@@ -130,7 +132,12 @@ fn a58_a_close_of_the_downstream_leaves_the_pool_alone() {
 #[test]
 fn a58_a_close_is_heard_in_every_spelling() {
     let wire = Wire::start();
-    for connection in ["Connection: Close", "Connection: keep-alive, close", "Connection: close\r\nConnection: keep-alive", "Connection: keep-alive\r\nConnection: x, CLOSE"] {
+    for connection in [
+        "Connection: Close",
+        "Connection: keep-alive, close",
+        "Connection: close\r\nConnection: keep-alive",
+        "Connection: keep-alive\r\nConnection: x, CLOSE",
+    ] {
         let mut downstream = wire.proxy.connect();
         downstream.send(format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{connection}\r\n\r\n"));
         let mut upstream = wire.upstream.accept();
@@ -168,13 +175,21 @@ fn a_downstream_that_leaves_cancels_its_exchange_upstream() {
 #[test]
 fn b05_an_aborted_upload_reaches_nobody_else() {
     let wire = Wire::start();
-    for body in ["Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n64\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+    for body in [
+        "Content-Length: 100\r\n\r\nhalf",
+        "Transfer-Encoding: chunked\r\n\r\n64\r\nhalf",
+        "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
         for reset in [false, true] {
             let mut a = wire.proxy.connect();
             a.send(format!("POST /a HTTP/1.1\r\nHost: localhost\r\n{body}"));
             let mut upstream_a = wire.upstream.accept();
             upstream_a.read_head().expect("a head");
-            if reset { a.reset() } else { drop(a) }
+            if reset {
+                a.reset()
+            } else {
+                drop(a)
+            }
             let rest = upstream_a.read_to_end();
             assert!(!rest.ends_with(b"0\r\n\r\n"), "the half was sent as a whole: {}", rest.escape_ascii());
             upstream_a.try_send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfor a");
@@ -246,7 +261,8 @@ fn b06_every_reply_matches_its_request() {
                         let id = format!("{app}-{number}");
                         let method = if number % 3 == 0 { "POST" } else { "GET" };
                         let body = if method == "POST" { id.as_str() } else { "" };
-                        connection.send(format!("{method} /{id} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+                        connection
+                            .send(format!("{method} /{id} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
                         match fastrand::u8(..) {
                             // Leaves without waiting for the reply.
                             0..4 => connection = proxy.connect(),

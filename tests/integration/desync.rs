@@ -138,7 +138,8 @@ fn b01_http_garden_never_gets_a_second_request_through() {
     for (payload, strictly) in GARDEN {
         let forwarded = leaving(&wire, payload);
         forwarded.iter().for_each(|request| wire.assert_ours(request));
-        let got: Vec<_> = forwarded.iter().map(|request| (request.start.trim_end_matches(" HTTP/1.1"), String::from_utf8_lossy(&request.body))).collect();
+        let got: Vec<_> =
+            forwarded.iter().map(|request| (request.start.trim_end_matches(" HTTP/1.1"), String::from_utf8_lossy(&request.body))).collect();
         let got: Vec<_> = got.iter().map(|(start, body)| (*start, &**body)).collect();
         let expected: &[(&str, &str)] = match strictly {
             Nothing => &[],

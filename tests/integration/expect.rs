@@ -15,7 +15,9 @@ fn final_answer(downstream: &mut Raw) -> (bool, Message) {
 #[test]
 fn a37_a_refusal_comes_without_a_100() {
     let wire = Wire::set(&["limits.max_request_body=10B"]);
-    for (target, host, length, status) in [("/api-tokens/", "localhost", 5, 405), ("/x", "evil.example", 5, 421), ("/x", "localhost", 11, 413)] {
+    for (target, host, length, status) in
+        [("/api-tokens/", "localhost", 5, 405), ("/x", "evil.example", 5, 421), ("/x", "localhost", 11, 413)]
+    {
         let answer =
             wire.refused(format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"));
         assert_eq!(answer.status(), status);

@@ -70,14 +70,31 @@ fn a24_any_transfer_coding_but_one_chunked_is_refused() {
 
 #[test]
 fn a25_http_1_0_has_no_transfer_coding() {
-    let answer = Wire::start().refused_and_closed("POST /x HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+    let answer = Wire::start()
+        .refused_and_closed("POST /x HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
     assert_eq!(answer.status(), 400);
 }
 
 #[test]
 fn a26_lengths_that_are_none_are_refused() {
     let wire = Wire::start();
-    for length in ["", " ", "+5", "-1", "0x5", "5_0", "5 5", "5,6", "1234567890123456789012345", "18446744073709551616", "5\r\nContent-Length: 6", "5;", "5.0", "\u{b}5", "five"] {
+    for length in [
+        "",
+        " ",
+        "+5",
+        "-1",
+        "0x5",
+        "5_0",
+        "5 5",
+        "5,6",
+        "1234567890123456789012345",
+        "18446744073709551616",
+        "5\r\nContent-Length: 6",
+        "5;",
+        "5.0",
+        "\u{b}5",
+        "five",
+    ] {
         let answer = wire.refused_and_closed(post(&format!("Content-Length: {length}\r\n\r\nhello{SMUGGLED}")));
         assert_eq!(answer.status(), 400, "{length:?}");
     }
@@ -121,7 +138,25 @@ fn a29_control_bytes_are_refused() {
         let request = [b"GET /x HTTP/1.1\r\nHost: localhost\r\nX-A: ", value, b"\r\n\r\n"].concat();
         assert_eq!(wire.refused_and_closed(request).status(), 400, "{}", value.escape_ascii());
     }
-    for name in [&b"X\0A"[..], b"X A", b"X\x01", b"X\xe9", b"\xefoo", b"X\x85", b"X\xa0", b"X(A)", b"X\"A", b"X/A", b"X[A]", b"X@A", b"X{A}", b"X=A", b"X,A", b"X;A", b"X\rA"] {
+    for name in [
+        &b"X\0A"[..],
+        b"X A",
+        b"X\x01",
+        b"X\xe9",
+        b"\xefoo",
+        b"X\x85",
+        b"X\xa0",
+        b"X(A)",
+        b"X\"A",
+        b"X/A",
+        b"X[A]",
+        b"X@A",
+        b"X{A}",
+        b"X=A",
+        b"X,A",
+        b"X;A",
+        b"X\rA",
+    ] {
         let request = [b"GET /x HTTP/1.1\r\nHost: localhost\r\n", name, b": 1\r\n\r\n"].concat();
         assert_eq!(wire.refused_and_closed(request).status(), 400, "{}", name.escape_ascii());
     }
@@ -197,7 +232,9 @@ fn a32_chunk_extensions_end_here_and_are_bounded() {
 fn a33_b19_request_trailers_end_here() {
     let wire = Wire::start();
     let trailers = "Authorization: dummy\r\nContent-Length: 500\r\nHost: evil.example\r\nX-Api-Password: p\r\nX-Other: 1\r\n";
-    let forwarded = wire.forwarded(post(&format!("Transfer-Encoding: chunked\r\nTrailer: X-Other, Authorization\r\n\r\n5\r\nhello\r\n0\r\n{trailers}\r\n")));
+    let forwarded = wire.forwarded(post(&format!(
+        "Transfer-Encoding: chunked\r\nTrailer: X-Other, Authorization\r\n\r\n5\r\nhello\r\n0\r\n{trailers}\r\n"
+    )));
     wire.assert_head(&forwarded, "POST /x HTTP/1.1", &[b"transfer-encoding: chunked"]);
     assert_eq!((forwarded.body.as_slice(), forwarded.trailers.len()), (&b"hello"[..], 0), "{forwarded:?}");
 }
@@ -220,7 +257,8 @@ fn a35_request_trailers_are_bounded() {
 fn a53_bodies_of_methods_that_rarely_have_one_go_on() {
     let wire = Wire::start();
     for method in ["GET", "DELETE", "OPTIONS", "HEAD", "PROPFIND"] {
-        let forwarded = wire.forwarded(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len()));
+        let forwarded =
+            wire.forwarded(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len()));
         assert_eq!((forwarded.start, forwarded.body), (format!("{method} /x HTTP/1.1"), SMUGGLED.as_bytes().to_vec()));
     }
 }
@@ -228,10 +266,15 @@ fn a53_bodies_of_methods_that_rarely_have_one_go_on() {
 #[test]
 fn a54_framing_is_kept_and_none_is_invented() {
     let wire = Wire::start();
-    let framing = |forwarded: &Message| (forwarded.header("content-length").map(str::to_owned), forwarded.header("transfer-encoding").map(str::to_owned));
+    let framing = |forwarded: &Message| {
+        (forwarded.header("content-length").map(str::to_owned), forwarded.header("transfer-encoding").map(str::to_owned))
+    };
     assert_eq!(framing(&wire.forwarded(post("Content-Length: 0\r\n\r\n"))), (Some("0".to_owned()), None));
     assert_eq!(framing(&wire.forwarded(post("Content-Length: 5\r\n\r\nhello"))), (Some("5".to_owned()), None));
-    assert_eq!(framing(&wire.forwarded(post("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"))), (None, Some("chunked".to_owned())));
+    assert_eq!(
+        framing(&wire.forwarded(post("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"))),
+        (None, Some("chunked".to_owned()))
+    );
     for method in ["GET", "HEAD", "DELETE"] {
         assert_eq!(framing(&wire.forwarded(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\n\r\n"))), (None, None), "{method}");
     }
@@ -245,7 +288,9 @@ fn a59_a_chunked_get_or_head_keeps_its_body() {
     for method in ["GET", "HEAD"] {
         for size in [1, 1024 * 1024] {
             let body = "b".repeat(size);
-            let forwarded = wire.forwarded(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"));
+            let forwarded = wire.forwarded(format!(
+                "{method} /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
+            ));
             assert_eq!(forwarded.body.len(), size, "{method}");
             assert!(forwarded.body.iter().all(|byte| *byte == b'b'));
         }
@@ -255,7 +300,20 @@ fn a59_a_chunked_get_or_head_keeps_its_body() {
 #[test]
 fn a57_versions_that_are_not_1_x_are_refused_and_ours_leaves() {
     let wire = Wire::start();
-    for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/2", "HTTP/1.32", "HTTP/1", "HTTP/0.9", "HTTP/4294967295.255", "http/1.1", "HTTP/1.1.1", "HTP/1.1", "HTTP/ 1.1", ""] {
+    for version in [
+        "HTTP/1.2",
+        "HTTP/2.0",
+        "HTTP/2",
+        "HTTP/1.32",
+        "HTTP/1",
+        "HTTP/0.9",
+        "HTTP/4294967295.255",
+        "http/1.1",
+        "HTTP/1.1.1",
+        "HTP/1.1",
+        "HTTP/ 1.1",
+        "",
+    ] {
         let answer = wire.refused_and_closed(format!("GET /x {version}\r\nHost: localhost\r\n\r\n"));
         assert!(matches!(answer.status(), 400 | 505), "{version}: {answer:?}");
     }
@@ -281,7 +339,12 @@ fn a56_the_listener_speaks_http_1_only() {
 #[test]
 fn what_is_not_http_is_refused_and_closed() {
     let wire = Wire::start();
-    for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"\0 / HTTP/............0596.7407.\r\n\r\n", b"G=\":<>(e),[T];?\" /get HTTP/1.1\r\n\r\n"] {
+    for bytes in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        b"\0 / HTTP/............0596.7407.\r\n\r\n",
+        b"G=\":<>(e),[T];?\" /get HTTP/1.1\r\n\r\n",
+    ] {
         let mut downstream = wire.proxy.connect();
         downstream.send(bytes);
         downstream.half_close();

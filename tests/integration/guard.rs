@@ -159,7 +159,8 @@ fn b28_b29_b30_pages_in_a_browser_are_refused() {
         "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site\r\n".to_owned(),
         "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n".to_owned(),
         "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n".to_owned(),
-        "Origin: https://evil.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n".to_owned(),
+        "Origin: https://evil.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            .to_owned(),
         "Origin: https://evil.example\r\nAccept: text/event-stream\r\n".to_owned(),
     ] {
         for method in ["GET", "POST", "HEAD", "DELETE"] {
@@ -171,7 +172,8 @@ fn b28_b29_b30_pages_in_a_browser_are_refused() {
         }
     }
     for preflight in ["/inputs/", "*"] {
-        let fields = "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Private-Network: true\r\n";
+        let fields =
+            "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Private-Network: true\r\n";
         assert_eq!(wire.refused(request("OPTIONS", preflight, fields)).code(), "cross_site_request");
     }
 }
@@ -226,7 +228,9 @@ fn policy_rules_decide_in_order() {
     ]);
     wire.forwarded(request("GET", "/inputs/a/b", ""));
     wire.forwarded(request("POST", "/query", "Content-Length: 0\r\n"));
-    for (method, target) in [("POST", "/inputs/a"), ("DELETE", "/inputs/a"), ("DELETE", "/query"), ("POST", "//inputs/a"), ("POST", "/%69nputs/a")] {
+    for (method, target) in
+        [("POST", "/inputs/a"), ("DELETE", "/inputs/a"), ("DELETE", "/query"), ("POST", "//inputs/a"), ("POST", "/%69nputs/a")]
+    {
         let answer = wire.refused(request(method, target, "Content-Length: 0\r\n"));
         assert_eq!((answer.status(), answer.code().as_str()), (405, "policy_denied"), "{method} {target}");
         assert!(answer.headers.iter().any(|(name, _)| name == "allow"), "{answer:?}");
@@ -236,7 +240,8 @@ fn policy_rules_decide_in_order() {
         let answer = wire.refused(request("POST", target, "Content-Length: 0\r\n"));
         assert_eq!((answer.status(), answer.code().as_str()), (400, "bad_request"), "{target}");
     }
-    wire.proxy.wait_until("the count", |proxy| proxy.metric("upsolver_auth_proxy_policy_denials_total{rule=\"1\",dry_run=\"false\"}") >= 2.0);
+    wire.proxy
+        .wait_until("the count", |proxy| proxy.metric("upsolver_auth_proxy_policy_denials_total{rule=\"1\",dry_run=\"false\"}") >= 2.0);
 }
 
 #[test]
@@ -244,7 +249,9 @@ fn a_policy_in_dry_run_denies_nothing_and_counts() {
     let wire = Wire::set(&["policy.dry_run=true", "policy.default=deny"]);
     wire.forwarded(request("DELETE", "/inputs/a", ""));
     let page = wire.proxy.ask_admin("GET", "/metrics").text();
-    let counted = page.lines().any(|line| line.starts_with("upsolver_auth_proxy_policy_denials_total{") && line.contains("dry_run=\"true\"") && line.ends_with(" 1"));
+    let counted = page.lines().any(|line| {
+        line.starts_with("upsolver_auth_proxy_policy_denials_total{") && line.contains("dry_run=\"true\"") && line.ends_with(" 1")
+    });
     assert!(counted, "{page}");
 }
 

@@ -46,7 +46,10 @@ fn a02_connection_cannot_take_away_what_the_proxy_sets() {
 #[test]
 fn a02_connection_cannot_take_away_the_framing() {
     let wire = Wire::start();
-    for framing in ["Content-Length: 5\r\nConnection: content-length\r\n\r\nhello", "Transfer-Encoding: chunked\r\nConnection: transfer-encoding\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+    for framing in [
+        "Content-Length: 5\r\nConnection: content-length\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\nConnection: transfer-encoding\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ] {
         let forwarded = wire.forwarded(format!("POST /x HTTP/1.1\r\nHost: localhost\r\n{framing}"));
         assert_eq!(forwarded.body, b"hello");
     }
@@ -108,7 +111,8 @@ fn a05_a06_hop_by_hop_fields_of_a_reply_end_here() {
     ] {
         let answer = wire.answered(format!("HTTP/1.1 200 OK\r\nDate: Tue, 01 Jan 2030 00:00:00 GMT\r\n{reply}Content-Length: 2\r\n\r\nok"));
         assert_eq!((answer.status(), &*answer.body, answer.complete), (200, &b"ok"[..], true));
-        let lines: Vec<_> = field_lines(&answer).into_iter().filter(|line| !line.starts_with("date:") && line != "content-length: 2").collect();
+        let lines: Vec<_> =
+            field_lines(&answer).into_iter().filter(|line| !line.starts_with("date:") && line != "content-length: 2").collect();
         assert_eq!(lines, arriving);
     }
 }
@@ -149,7 +153,14 @@ fn a08_repeated_fields_keep_their_order_both_ways() {
 #[test]
 fn a08_a_reply_goes_through_byte_for_byte() {
     let wire = Wire::start();
-    let lines: &[&[u8]] = &[b"date: Tue, 01 Jan 2030 00:00:00 GMT", b"x-obs: \xe9\xff", b"x-empty: ", b"x-api-requestid: 17", b"server: nginx", b"content-length: 2"];
+    let lines: &[&[u8]] = &[
+        b"date: Tue, 01 Jan 2030 00:00:00 GMT",
+        b"x-obs: \xe9\xff",
+        b"x-empty: ",
+        b"x-api-requestid: 17",
+        b"server: nginx",
+        b"content-length: 2",
+    ];
     let mut reply = b"HTTP/1.1 299 Quite All Right\r\nConnection: close\r\n".to_vec();
     for line in lines {
         reply.extend_from_slice(line);
@@ -184,7 +195,10 @@ fn b19_b20_b21_the_downstreams_credentials_never_leave() {
         (&[b"x-api-email: a@b.c", b"x-api-password: p", b"X-Api-Password: q", b"X_API_PASSWORD: r", b"x_api-email: s"], &[]),
         (&[b"proxy_authorization: x", b"X-Upsolver-Auth-Proxy-Token: y", b"x_upsolver_auth_proxy_token: z"], &[]),
         // Names that only look alike are the app's own business.
-        (&[b"x_under_score: 1", b"x-authorization: 2", b"x-api-passwords: 3"], &[b"x_under_score: 1", b"x-authorization: 2", b"x-api-passwords: 3"]),
+        (
+            &[b"x_under_score: 1", b"x-authorization: 2", b"x-api-passwords: 3"],
+            &[b"x_under_score: 1", b"x-authorization: 2", b"x-api-passwords: 3"],
+        ),
     ]);
 }
 
@@ -204,7 +218,8 @@ fn b17_method_overrides_end_here() {
 
 #[test]
 fn b32_b48_forwarding_fields_and_cookies_go_through() {
-    let lines: &[&[u8]] = &[b"x-forwarded-for: 10.0.0.1", b"forwarded: for=10.0.0.1;proto=http", b"cookie: AWSALB=x; session=y", b"x-real-ip: 10.0.0.1"];
+    let lines: &[&[u8]] =
+        &[b"x-forwarded-for: 10.0.0.1", b"forwarded: for=10.0.0.1;proto=http", b"cookie: AWSALB=x; session=y", b"x-real-ip: 10.0.0.1"];
     check(&[(lines, lines)]);
     let answer = Wire::start().answered("HTTP/1.1 200 OK\r\nSet-Cookie: AWSALB=x; Path=/\r\nSet-Cookie: AWSALBCORS=y; Secure\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     assert_eq!(answer.all("set-cookie"), ["AWSALB=x; Path=/", "AWSALBCORS=y; Secure"]);

@@ -38,7 +38,11 @@ fn b24_a_location_at_the_upstream_becomes_one_at_the_proxy() {
         (&format!("localhost:{port}"), format!("http://{upstream}/a"), format!("http://localhost:{port}/a")),
         (&format!("127.0.0.1:{port}"), format!("HTTP://{upstream}/a"), format!("http://127.0.0.1:{port}/a")),
         (&format!("[::1]:{port}"), format!("http://{upstream}"), format!("http://[::1]:{port}")),
-        ("localhost", format!("http://{upstream}/%2F//x/../y?u=http://{upstream}/z"), format!("http://localhost/%2F//x/../y?u=http://{upstream}/z")),
+        (
+            "localhost",
+            format!("http://{upstream}/%2F//x/../y?u=http://{upstream}/z"),
+            format!("http://localhost/%2F//x/../y?u=http://{upstream}/z"),
+        ),
         ("localhost", format!("http://{upstream}?q"), "http://localhost?q".to_owned()),
     ] {
         let request = format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n");

@@ -36,7 +36,11 @@ fn a_bodyless_get_is_repeated_when_a_pooled_connection_closes_before_the_reply()
             let mut downstream = wire.proxy.connect();
             downstream.send(format!("{method} /again HTTP/1.1\r\nHost: localhost\r\n\r\n"));
             stale.read_request().expect("the first try");
-            if reset { stale.reset() } else { drop(stale) }
+            if reset {
+                stale.reset()
+            } else {
+                drop(stale)
+            }
             let mut upstream = wire.upstream.accept();
             let forwarded = upstream.read_request().expect("the second try");
             assert_eq!(forwarded.start, format!("{method} /again HTTP/1.1"));
@@ -120,7 +124,9 @@ fn nothing_is_repeated_when_a_new_connection_closes() {
 fn answers_of_the_upstream_are_never_a_reason_to_repeat() {
     let wire = Wire::start();
     for status in [408, 421, 425, 429, 500, 502, 503, 504] {
-        let answer = wire.answered(format!("HTTP/1.1 {status} Whatever\r\nRetry-After: 0\r\nX-Api-Requestid: 1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate"));
+        let answer = wire.answered(format!(
+            "HTTP/1.1 {status} Whatever\r\nRetry-After: 0\r\nX-Api-Requestid: 1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate"
+        ));
         assert_eq!((answer.status(), answer.body.as_slice(), answer.header("retry-after")), (status, &b"late"[..], Some("0")));
         assert!(wire.upstream.saw_nothing(), "{status} was a reason to repeat");
     }

@@ -83,7 +83,11 @@ fn a35_response_trailers_are_bounded() {
 fn a36_interim_replies_end_here_and_the_final_one_arrives() {
     let wire = Wire::start();
     let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
-    for interims in [interim.to_owned(), interim.repeat(10), format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 199 Whatever\r\n\r\n{interim}")] {
+    for interims in [
+        interim.to_owned(),
+        interim.repeat(10),
+        format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 199 Whatever\r\n\r\n{interim}"),
+    ] {
         let answer = wire.answered(format!("{interims}{OK}"));
         assert_eq!((answer.status(), answer.body.as_slice(), answer.header("link")), (200, &b"ok"[..], None));
     }
@@ -107,7 +111,12 @@ fn a36_endless_interim_replies_end_at_the_response_timeout() {
 fn a41_a_head_keeps_the_length_and_has_no_body() {
     let wire = Wire::start();
     let head = "HEAD /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    for (reply, length) in [("Content-Length: 1234\r\n", Some("1234")), ("Content-Length: 0\r\n", Some("0")), ("Transfer-Encoding: chunked\r\n", None), ("", None)] {
+    for (reply, length) in [
+        ("Content-Length: 1234\r\n", Some("1234")),
+        ("Content-Length: 0\r\n", Some("0")),
+        ("Transfer-Encoding: chunked\r\n", None),
+        ("", None),
+    ] {
         let mut downstream = wire.proxy.connect();
         downstream.send(head);
         let mut upstream = wire.upstream.accept();
@@ -155,7 +164,10 @@ fn a41_a_body_behind_the_reply_to_a_head_poisons_nothing() {
 fn a43_bytes_behind_a_reply_poison_nothing() {
     stray_bytes_poison_nothing(GET, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokstray");
     stray_bytes_poison_nothing(GET, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray");
-    stray_bytes_poison_nothing(GET, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray");
+    stray_bytes_poison_nothing(
+        GET,
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray",
+    );
 }
 
 #[test]
@@ -383,7 +395,11 @@ fn a_reply_that_breaks_off_breaks_off_downstream() {
             upstream.send(reply);
             let head = downstream.read_head().expect("a head");
             assert_eq!(head.status(), 200);
-            if reset { upstream.reset() } else { drop(upstream) }
+            if reset {
+                upstream.reset()
+            } else {
+                drop(upstream)
+            }
             let rest = downstream.read_to_end();
             let complete = match (head.header("content-length"), head.header("transfer-encoding")) {
                 (Some(length), _) => rest.len() >= length.parse().expect("a number"),

@@ -82,7 +82,8 @@ impl Wire {
     pub(crate) fn refused_on(&self, downstream: &mut Raw, request: impl AsRef<[u8]>) -> Message {
         let request = request.as_ref();
         downstream.try_send(request);
-        let answer = downstream.read_response(request.starts_with(b"HEAD ")).unwrap_or_else(|| panic!("no answer to {}", request.escape_ascii()));
+        let answer =
+            downstream.read_response(request.starts_with(b"HEAD ")).unwrap_or_else(|| panic!("no answer to {}", request.escape_ascii()));
         assert!(self.upstream.saw_nothing(), "something left for {}", request.escape_ascii());
         assert_own_answer(&answer);
         answer
