@@ -240,10 +240,13 @@ fn b06_every_reply_matches_its_request() {
     const APPS: usize = 4;
     const REQUESTS: usize = 2_500;
     // 10,000 requests at level trace would be a gigabyte of log.
-    let Wire { upstream, proxy, .. } = Wire::with(|builder| builder.env("RUST_LOG", "info").set("log.access=off"));
+    let Wire { upstream, proxy, .. } = Wire::with(|builder| {
+        // Idle connections end soon, and with them the threads that serve them.
+        builder.env("RUST_LOG", "info").set("log.access=off").set("upstream.pool_idle_timeout=1s")
+    });
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let (upstream, done) = (&upstream, &done);
+        let (upstream, proxy, done) = (&upstream, &proxy, &done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 match upstream.try_accept() {
@@ -254,7 +257,6 @@ fn b06_every_reply_matches_its_request() {
         });
         let apps: Vec<_> = (0..APPS)
             .map(|app| {
-                let proxy = &proxy;
                 scope.spawn(move || {
                     let mut connection = proxy.connect();
                     for number in 0..REQUESTS {
@@ -283,7 +285,6 @@ fn b06_every_reply_matches_its_request() {
             .collect();
         let results: Vec<_> = apps.into_iter().map(thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);
-        drop(proxy);
         results.into_iter().for_each(|result| result.expect("every reply matches"));
     });
 }
