@@ -290,7 +290,7 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 }
 
 /// TLS towards the downstream, for a shared gateway.
-fn server_tls(files: &ListenTls) -> anyhow::Result<Arc<ServerConfig>> {
+pub(crate) fn server_tls(files: &ListenTls) -> anyhow::Result<Arc<ServerConfig>> {
     let certificates =
         tls::read_certificates(&files.certificate_file).map_err(|reason| anyhow!("listen.tls.certificate_file: {reason}"))?;
     let key = PrivateKeyDer::from_pem_file(&files.private_key_file)

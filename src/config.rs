@@ -1,6 +1,13 @@
-//! The configuration: every section, every default and its reason.
+//! The configuration, as the rest of the program sees it: one type a section.
 //!
 //! Values here are valid by construction: they come out of [`Config::load`] or not at all, and nothing checks them again.
+//!
+//! | I want to know | open |
+//! |---|---|
+//! | which keys exist, with what defaults and why | `config/schema.rs` |
+//! | what a key's value must look like, and which keys must go together | `config/sections.rs` |
+//! | which source wins | `config/layer.rs` |
+//! | what becomes of the file, the environment, `--set` | `config/file.rs`, `config/environment.rs` |
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -10,6 +17,24 @@ use std::time::Duration;
 use http::uri::Authority;
 
 use crate::secret::{Email, Password};
+
+mod address;
+mod effective;
+mod environment;
+mod error;
+mod file;
+mod layer;
+mod load;
+mod policy;
+mod reader;
+mod schema;
+mod sections;
+mod suggest;
+mod value;
+
+pub use effective::Effective;
+pub use error::{Problem, Problems, Provenance};
+pub use load::{Loaded, Need, Sources};
 
 /// Everything the proxy was told.
 #[derive(Debug, Clone)]
@@ -111,6 +136,8 @@ pub enum CredentialsSource {
     },
     /// Use the token in this file; nothing is ever minted.
     TokenFile(PathBuf),
+    /// None; only where the configuration was loaded with [`Need::Nothing`].
+    Unconfigured,
 }
 
 /// A secret as a value or in a file.
@@ -125,6 +152,16 @@ pub enum Source<T> {
     },
     /// Read from a file, and again when it changes.
     File(PathBuf),
+}
+
+impl<T> Source<T> {
+    /// Where the value was written; `None` for a file.
+    pub fn origin(&self) -> Option<&str> {
+        match self {
+            Self::Value { origin, .. } => Some(origin),
+            Self::File(_) => None,
+        }
+    }
 }
 
 /// `[token]`

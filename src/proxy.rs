@@ -25,7 +25,7 @@ use crate::upstream::pool::{Evidence, ReplyBody, SendError, Upstream};
 use body::ResponseBody;
 use error::Error;
 use exchange::{Exchange, InFlight};
-use guard::{Admitted, Guard};
+use guard::{Admitted, Guard, Verdict as Judgement};
 use replay::{Attempts, BodyFailure, RequestBody};
 
 mod body;
@@ -124,6 +124,9 @@ impl Proxy {
                 response.map(|body| ResponseBody::own(body, exchange, clock))
             }
             Err(error) => {
+                if let Error::PolicyDenied { rule, .. } = &error {
+                    self.metrics.policy_denial(rule, false);
+                }
                 let response = error.response();
                 exchange.answered_locally(response.status(), Some(&error));
                 response.map(|body| ResponseBody::own(body, exchange, clock))
@@ -136,9 +139,10 @@ impl Proxy {
         self.admit()?;
         let (mut head, body) = request.into_parts();
         let admitted = match self.guard.check(&head)? {
-            Admitted::Forward(admitted) => admitted,
-            Admitted::AnswerLocally(response) => return Ok(Answer::Local(response)),
+            Judgement::Forward(admitted) => admitted,
+            Judgement::AnswerLocally(response) => return Ok(Answer::Local(response)),
         };
+        self.count_would_be_denial(&head, &admitted);
         self.check_announced_length(&body)?;
 
         let cleaned = headers::clean_request(&mut head, &body.size_hint(), self.guard.upstream());
@@ -156,7 +160,7 @@ impl Proxy {
         }
 
         let (mut head, body) = response.into_parts();
-        headers::clean_response(&mut head, &admitted, cleaned, &token.authorization)?;
+        headers::clean_response(&mut head, &admitted, cleaned, self.guard.upstream(), &token.authorization)?;
         let wants_trailers = cleaned.wants_trailers;
         Ok(Answer::Relayed(Relayed {
             response: Response::from_parts(head, body),
@@ -169,6 +173,14 @@ impl Proxy {
     /// Sheds at the limit, before any work. This request is counted already.
     fn admit(&self) -> Result<(), Error> {
         if self.in_flight.get() > self.settings.max_in_flight { Err(Error::Overloaded) } else { Ok(()) }
+    }
+
+    /// `policy.dry_run`: what a rule would have denied is counted and logged, and passes.
+    fn count_would_be_denial(&self, head: &http::request::Parts, admitted: &Admitted) {
+        if let Some(rule) = &admitted.would_deny {
+            self.metrics.policy_denial(rule, true);
+            tracing::warn!(rule, method = %head.method, path = head.uri.path(), "policy.dry_run: this request would be denied");
+        }
     }
 
     /// A body whose length says that it is too large is refused before any of it is read; any other is counted in passing.

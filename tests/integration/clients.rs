@@ -81,10 +81,14 @@ fn e21_the_cli_executes_with_api_url() {
     let (_simulator, proxy) = start();
     let home = tempfile::tempdir().expect("a temporary directory");
     let url = format!("http://{}", proxy.address);
-    let text = output(
-        Command::new(bin.join("upsolver"))
-            .env("HOME", home.path())
-            .args(["execute", "--token", "unused", "--api-url", &url, "-c", "select * from orders"]),
-    );
+    let text = output(Command::new(bin.join("upsolver")).env("HOME", home.path()).args([
+        "execute",
+        "--token",
+        "unused",
+        "--api-url",
+        &url,
+        "-c",
+        "select * from orders",
+    ]));
     assert!(text.contains("page 3"), "the last page was printed: {text}");
 }

@@ -66,7 +66,11 @@ fn d01_d05_d06_what_keeps_a_connection_from_coming_up_has_its_own_code() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
     let answer = unreachable(&format!("upstream.url=https://127.0.0.1:{port}")).get("/");
     assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));
-    assert!(answer.header("proxy-status").is_some_and(|value| value.contains("connection_refused") || value.contains("destination_unavailable")));
+    assert!(
+        answer
+            .header("proxy-status")
+            .is_some_and(|value| value.contains("connection_refused") || value.contains("destination_unavailable"))
+    );
     // D06, a stalled handshake
     let simulator = Simulator::start(Options::default()).expect("a free port");
     simulator.greet(Greeting::Silence);
@@ -224,8 +228,7 @@ fn d29_an_outage_heals_without_a_restart_and_readiness_stays() {
 /// D25, B11: a downstream that does not read is a matter of buffers, not of memory.
 #[test]
 fn d25_b11_a_stalled_reader_holds_little_memory_and_is_cut() {
-    let (_simulator, proxy) =
-        start(Protocols::Http1, |builder| builder.set("upstream.body_idle_timeout=2s").env("RUST_LOG", "info"));
+    let (_simulator, proxy) = start(Protocols::Http1, |builder| builder.set("upstream.body_idle_timeout=2s").env("RUST_LOG", "info"));
     proxy.get("/bytes/5000000");
     let before = proxy.resident_bytes();
     let mut connections: Vec<_> = (0..8).map(|_| proxy.connect()).collect();
