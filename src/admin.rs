@@ -8,11 +8,8 @@ mod routes;
 mod status;
 
 use std::convert::Infallible;
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
@@ -23,7 +20,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
@@ -31,9 +27,10 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use crate::liveness::WorkerPing;
 use crate::metrics::Metrics;
 use crate::readiness::ReadinessReader;
+use crate::server;
+use crate::server::listen::{Listener, Peer};
 use crate::telemetry::LogFilter;
 
-use peer::Peer;
 use routes::Answer;
 
 /// What the admin server shows and whom it tells.
@@ -83,15 +80,6 @@ pub enum RefreshRefused {
     },
 }
 
-/// Where the admin server listens.
-#[derive(Debug)]
-pub enum Listener {
-    /// At an IP address.
-    Tcp(TcpListener),
-    /// At a path.
-    Unix(UnixListener),
-}
-
 /// Connections at a time; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].
 const MAX_CONNECTIONS: usize = 64;
 /// Requests at a time, over all connections.
@@ -121,13 +109,8 @@ pub async fn serve(listeners: Vec<Listener>, handles: Handles, shutdown: impl Fu
         tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.next() => {}
-            accepted = std::future::poll_fn(|cx| poll_accept(&listeners, cx)), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok(Accepted::Tcp(stream, address)) => {
-                    connections.push(crate::task::spawn("admin connection", connection(stream, Peer::Tcp(address), service.clone())));
-                }
-                Ok(Accepted::Unix(stream)) => {
-                    connections.push(crate::task::spawn("admin connection", connection(stream, Peer::Unix, service.clone())));
-                }
+            accepted = server::accept(&listeners), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, peer)) => connections.push(crate::task::spawn("admin connection", connection(stream, peer, service.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "the admin server cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
@@ -139,24 +122,6 @@ pub async fn serve(listeners: Vec<Listener>, handles: Handles, shutdown: impl Fu
     if timeout(FINISH_DEADLINE, async { while connections.next().await.is_some() {} }).await.is_err() {
         connections.iter().for_each(tokio::task::JoinHandle::abort);
     }
-}
-
-enum Accepted {
-    Tcp(tokio::net::TcpStream, SocketAddr),
-    Unix(tokio::net::UnixStream),
-}
-
-fn poll_accept(listeners: &[Listener], cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-    for listener in listeners {
-        let accepted = match listener {
-            Listener::Tcp(listener) => listener.poll_accept(cx).map_ok(|(stream, address)| Accepted::Tcp(stream, address)),
-            Listener::Unix(listener) => listener.poll_accept(cx).map_ok(|(stream, _)| Accepted::Unix(stream)),
-        };
-        if accepted.is_ready() {
-            return accepted;
-        }
-    }
-    Poll::Pending
 }
 
 /// The service of one request, the limits around it.
@@ -217,9 +182,11 @@ pub(crate) mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::config::ListenAddress;
     use crate::liveness;
     use crate::metrics::{TokenMetrics, WorkerMetrics};
     use crate::readiness::tests::status;
+    use crate::server::listen;
     use crate::token::Status;
 
     /// A proxy without anything but its admin server; the fields are what the rest of the proxy would hold.
@@ -277,9 +244,10 @@ pub(crate) mod tests {
     async fn serves_tcp_and_unix_until_it_is_told_to_stop() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let listeners = vec![Listener::Tcp(tcp), Listener::Unix(UnixListener::bind(&path).unwrap())];
+        let at = [ListenAddress::Socket("127.0.0.1:0".parse().unwrap()), ListenAddress::Unix(path.clone())];
+        let bound: Vec<_> = listen::bind(&at, 0o600, 1).unwrap().into_iter().flatten().collect();
+        let address = bound[0].tcp_address().unwrap();
+        let listeners = bound.into_iter().map(|bound| bound.into_listener().unwrap()).collect();
         let (stop, stopped) = oneshot::channel::<()>();
         let proxy = Proxy::new();
 

@@ -1,8 +1,9 @@
 //! The wiring, once, in order: harden, bind, start, serve, drain. The only file that knows all others.
 
 use std::cell::RefCell;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,18 +17,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Command, Handles};
-use crate::config::{self, Config, ListenAddress, ListenTls, Loaded, Sources};
+use crate::config::{Config, ListenTls, Loaded, Need, Sources};
 use crate::credentials;
 use crate::harden;
 use crate::liveness;
 use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
-use crate::proxy::guard::Guard;
+use crate::proxy::guard::{CallerToken, Guard};
 use crate::readiness::ReadinessReader;
+use crate::secret::Token;
 use crate::server::listen::{self, Bound};
 use crate::shutdown::{Signal, Signals, Stage};
-use crate::simulator::{self, Simulator};
+use crate::simulator::{self, Options, Simulator};
 use crate::task;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{self, Telemetry};
 use crate::token;
 use crate::upstream::connect::Connector;
 use crate::upstream::tls;
@@ -92,13 +94,14 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();
     let metrics = Arc::new(Metrics::new(worker_metrics.clone(), Arc::clone(&token_metrics), telemetry.dropped_lines(), started));
 
-    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
+    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics)).await;
     let tokens = token::start(&config, connector.clone(), credentials.receiver(), Arc::clone(&token_metrics)).await;
 
     let (stage, stage_reader) = watch::channel(Stage::Serve);
     let (draining, draining_reader) = watch::channel(false);
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
-    let guard = Guard::new(&config, &ports)?;
+    let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose()?;
+    let guard = Guard::new(&config, &ports, caller_token.clone());
     let shared =
         worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.source(), guard, tls, stage: stage_reader.clone() };
     for socket in sockets.first().into_iter().flatten() {
@@ -128,7 +131,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     notify(&[sd_notify::NotifyState::Ready]);
 
     // From here until something asks to stop.
-    let control = Control { loaded: RefCell::new(loaded), sources, telemetry, credentials, tokens };
+    let control = Control { loaded: RefCell::new(loaded), sources, telemetry, credentials, tokens, caller_token };
     let why = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -174,6 +177,11 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     }
     tracing::info!("stopped");
     Ok(Ended::Drained)
+}
+
+fn read_caller_token(path: &Path) -> anyhow::Result<CallerToken> {
+    let token = credentials::read_secret(path, Token::new).map_err(|reason| anyhow!("listen.caller_token_file: {reason}"))?;
+    Ok(CallerToken::new(token))
 }
 
 /// `shutdown.delay`, then `shutdown.drain_timeout`; a second signal skips what is left. Returns how many connections were cut.
@@ -232,6 +240,7 @@ struct Control<'a> {
     telemetry: &'a Telemetry,
     credentials: credentials::Watch,
     tokens: token::Control,
+    caller_token: Option<CallerToken>,
 }
 
 impl Control<'_> {
@@ -249,6 +258,7 @@ impl Control<'_> {
             }
             Err(panic) => return Err(panic.to_string()),
         };
+        self.reload_caller_token();
         let changed = new.effective.changed_keys(&self.loaded.borrow().effective);
         for key in changed.iter().filter(|key| LIVE.contains(&key.as_str())) {
             tracing::info!(key, "the new value is in force");
@@ -262,6 +272,19 @@ impl Control<'_> {
         }
         tracing::info!("configuration and credentials were read again");
         Ok(stale)
+    }
+}
+
+impl Control<'_> {
+    /// The file's new content is demanded from now on; one that cannot be used leaves the old one in force.
+    fn reload_caller_token(&self) {
+        let path = self.loaded.borrow().config.listen.caller_token_file.clone();
+        if let (Some(current), Some(path)) = (&self.caller_token, path) {
+            match credentials::read_secret(&path, Token::new) {
+                Ok(token) => current.replace(token),
+                Err(reason) => tracing::warn!(reason, "listen.caller_token_file is not taken, the old content stays in force"),
+            }
+        }
     }
 }
 
@@ -333,4 +356,60 @@ pub fn check_connect(config: &Config) -> Result<String, String> {
         }
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// `demo`: a simulated Upsolver API on loopback, and the proxy in front of it at the configured addresses. Whatever upstream and credentials are
+/// configured are left alone; the account is made up for this run.
+pub fn demo(mut sources: Sources) -> ExitCode {
+    match start_demo(&mut sources) {
+        // The simulator serves until the proxy has stopped.
+        Ok((_simulator, _directory, loaded)) => match telemetry::init(&loaded.config.log) {
+            Ok(telemetry) => run(loaded, sources, &telemetry),
+            Err(error) => fail(&error),
+        },
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn start_demo(sources: &mut Sources) -> anyhow::Result<(Simulator, tempfile::TempDir, Loaded)> {
+    let account = simulator::demo_credentials();
+    let options = Options { accounts: vec![account.clone()], record: false, ..Options::default() };
+    let simulator = Simulator::start(options).context("cannot start the simulated API")?;
+    let directory = tempfile::tempdir().context("cannot keep the simulated API's certificate")?;
+    let ca = simulator.write_ca(directory.path()).context("cannot keep the simulated API's certificate")?;
+
+    sources.need = Need::Credentials;
+    sources
+        .environment
+        .retain(|(name, _)| name.starts_with("UPSOLVER_AUTH_PROXY__") && !name.starts_with("UPSOLVER_AUTH_PROXY__CREDENTIALS__"));
+    sources.environment.extend([("UPSOLVER_EMAIL".to_owned(), account.email), ("UPSOLVER_PASSWORD".to_owned(), account.password)]);
+    sources.overrides.extend([
+        format!("upstream.url={}", simulator.url()),
+        format!("upstream.ca_file={}", ca.display()),
+        "upstream.resolve=".to_owned(),
+        "upstream.proxy=".to_owned(),
+        "token.store.type=memory".to_owned(),
+    ]);
+    let loaded = Config::load(sources).map_err(|problems| anyhow!("{problems}"))?;
+    let at = loaded.config.listen.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    let admin = loaded.config.admin.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    // A closed stdout is no reason not to serve.
+    let _ = writeln!(
+        std::io::stdout(),
+        "A simulated Upsolver API runs at {}, and upsolver-auth-proxy in front of it at {at}.\n\
+         Nothing leaves this machine; the account is made up. Try:\n\n\
+         \x20   curl http://{at}/inputs/                      # no credentials: the proxy adds its token\n\
+         \x20   curl -i http://{at}/api-tokens                # refused: tokens are the proxy's matter\n\
+         \x20   curl http://{admin}/status                    # which token, since when, from which credentials\n\
+         \x20   curl http://{admin}/metrics\n\n\
+         Ctrl-C stops both. The log follows.\n",
+        simulator.url()
+    );
+    Ok((simulator, directory, loaded))
 }

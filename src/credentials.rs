@@ -23,6 +23,7 @@ mod files;
 mod notifications;
 
 pub use files::read;
+pub(crate) use files::read_secret;
 
 /// Two reads this far apart must agree before a changed content is used.
 const SETTLE: Duration = Duration::from_secs(1);

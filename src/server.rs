@@ -116,8 +116,8 @@ where
     cut
 }
 
-/// The next connection on any of the listeners. Cancel safe, as accepting is.
-async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
+/// The next connection on any of the listeners; never, where there is none. Cancel safe, as accepting is.
+pub async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
     match listeners {
         [] => std::future::pending().await,
         [only] => only.accept().await,

@@ -76,3 +76,69 @@ pub struct Status {
     /// New credentials are there, but the upstream rejected them; the old token serves on.
     pub pending_rejected: bool,
 }
+
+pub struct Unavailable {
+    pub retry_after: std::time::Duration,
+}
+#[derive(Clone)]
+pub struct TokenSource(ActiveToken);
+pub struct TokenReader(ActiveToken);
+impl TokenSource {
+    pub fn reader(&self) -> TokenReader {
+        TokenReader(self.0.clone())
+    }
+}
+impl TokenReader {
+    pub fn current(&self) -> Option<ActiveToken> {
+        Some(self.0.clone())
+    }
+    pub async fn wait(&self, _: std::time::Duration) -> Result<ActiveToken, Unavailable> {
+        Ok(self.0.clone())
+    }
+    pub async fn reject(&self, _: &ActiveToken, _: http::StatusCode, _: bool, _: std::time::Duration) -> Verdict {
+        Verdict::Relay
+    }
+}
+#[derive(Clone)]
+pub struct Control(ActiveToken, tokio::sync::watch::Receiver<std::sync::Arc<Status>>);
+impl Control {
+    pub fn source(&self) -> TokenSource {
+        TokenSource(self.0.clone())
+    }
+    pub fn status(&self) -> tokio::sync::watch::Receiver<std::sync::Arc<Status>> {
+        self.1.clone()
+    }
+    pub async fn refresh(&self) -> Result<(), crate::admin::RefreshRefused> {
+        Ok(())
+    }
+    pub async fn shutdown(&self) {}
+}
+pub async fn start(
+    _: &crate::config::Config,
+    _: crate::upstream::connect::Connector,
+    c: tokio::sync::watch::Receiver<crate::credentials::Loaded>,
+    _: std::sync::Arc<crate::metrics::TokenMetrics>,
+) -> Control {
+    let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
+    let s = Status {
+        state: "usable",
+        started: true,
+        usable: true,
+        reasons: vec![],
+        id: None,
+        name: None,
+        generation: 1,
+        source: "token_file",
+        created: None,
+        last_mint: None,
+        next_attempt: None,
+        mints_left: 6,
+        credentials_source: String::new(),
+        credentials_loaded_at: None,
+        pending_rejected: false,
+    };
+    Control(
+        ActiveToken { generation: 1, authorization: AuthorizationValue::new(&t.token) },
+        tokio::sync::watch::channel(std::sync::Arc::new(s)).1,
+    )
+}

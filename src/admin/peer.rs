@@ -1,37 +1,11 @@
 //! Who asks, and who may change something.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::header::{HOST, ORIGIN};
 use http::{Method, StatusCode, request};
 
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
-    Tcp(SocketAddr),
-    Unix,
-}
-
-impl Peer {
-    /// Whether it is a process of this host or Pod.
-    fn is_local(&self) -> bool {
-        match self {
-            // An IPv4 address may come in IPv6 notation, through a listener at `[::]`.
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix => true,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix => f.write_str("unix socket"),
-        }
-    }
-}
+use crate::server::listen::Peer;
 
 /// Anyone who reaches the address may read. What changes something is for processes of this host or Pod, and not for web pages shown there: those
 /// give themselves away by `Origin` (Fetch standard, section 3.1), or by the name under which they reached a loopback address (DNS rebinding).

@@ -10,12 +10,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::peer::{Peer, is_safe, may_ask};
+use super::peer::{is_safe, may_ask};
 use super::status::Page;
 use super::{Command, Handles, RefreshRefused};
 use crate::liveness::{Pulse, WorkerPing};
 use crate::metrics;
 use crate::readiness::Phase;
+use crate::server::listen::Peer;
 
 /// The longest filter that `PUT /log-level` takes, in bytes.
 const MAX_FILTER_BYTES: usize = 4096;

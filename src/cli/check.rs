@@ -67,7 +67,7 @@ impl Findings {
         // What the files hold is judged by the very code that reads them at run time.
         if readable
             && !files.is_empty()
-            && let credentials::Loaded::Missing { reason } = credentials::read(&config.credentials.source)
+            && let credentials::Loaded::Missing { reason } = credentials::read(&config.credentials.source).credentials
         {
             self.problems.push(format!("credentials: {reason}"));
         }

@@ -229,14 +229,15 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, UnixListener};
+    use tokio::net::UnixListener;
     use tokio::sync::oneshot;
     use tokio::task::LocalSet;
 
     use super::*;
     use crate::admin::tests::Proxy;
-    use crate::admin::{Command, Listener, serve};
+    use crate::admin::{Command, serve};
     use crate::readiness::tests::status;
+    use crate::server::listen;
     use crate::token::Status;
 
     fn socket(address: &str) -> ListenAddress {
@@ -265,9 +266,10 @@ mod tests {
     async fn asks_the_running_proxy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let targets = [Target::Tcp(tcp.local_addr().unwrap()), Target::Unix(path.clone())];
-        let listeners = vec![Listener::Tcp(tcp), Listener::Unix(UnixListener::bind(&path).unwrap())];
+        let bound = listen::bind(&[socket("127.0.0.1:0"), ListenAddress::Unix(path.clone())], 0o600, 1).unwrap();
+        let bound: Vec<_> = bound.into_iter().flatten().collect();
+        let targets = [Target::Tcp(bound[0].tcp_address().unwrap()), Target::Unix(path.clone())];
+        let listeners = bound.into_iter().map(|bound| bound.into_listener().unwrap()).collect();
         let (stop, stopped) = oneshot::channel::<()>();
         let Proxy { handles, token, mut commands, .. } = Proxy::new();
 

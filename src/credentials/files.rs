@@ -39,6 +39,7 @@ pub fn read(source: &CredentialsSource) -> Read {
     let result = match source {
         CredentialsSource::Pair { email, password } => read_pair(email, password),
         CredentialsSource::TokenFile(path) => read_token(path),
+        CredentialsSource::Unconfigured => Err("no credentials are configured".to_owned()),
     };
     result.unwrap_or_else(Read::missing)
 }

@@ -59,6 +59,7 @@ fn folders(source: &CredentialsSource) -> BTreeSet<PathBuf> {
         None => PathBuf::from("/"),
     };
     match source {
+        CredentialsSource::Unconfigured => BTreeSet::new(),
         CredentialsSource::TokenFile(path) => BTreeSet::from([folder(path)]),
         CredentialsSource::Pair { email, password } => {
             let mut folders = BTreeSet::new();

@@ -182,7 +182,7 @@ impl Guard {
     fn read_fields<'a>(&self, head: &'a request::Parts) -> Result<Fields<'a>, Error> {
         let mut host = None;
         let mut coding = None;
-        let mut fields = Fields { host: const { &HeaderValue::from_static("") }, cross_site: false, caller_token: None, is_loop: false };
+        let (mut cross_site, mut is_loop, mut caller_token) = (false, false, None);
         for (name, value) in &head.headers {
             if name == HOST {
                 if host.replace(value).is_some() {
@@ -195,11 +195,11 @@ impl Guard {
                 }
             } else {
                 match name.as_str() {
-                    "sec-fetch-site" => fields.cross_site |= is_cross_site(value.as_bytes()),
-                    "origin" => fields.cross_site |= !self.authorities.is_own_origin(value.as_bytes()),
-                    "via" => fields.is_loop |= names_this_proxy(value.as_bytes()),
+                    "sec-fetch-site" => cross_site |= is_cross_site(value.as_bytes()),
+                    "origin" => cross_site |= !self.authorities.is_own_origin(value.as_bytes()),
+                    "via" => is_loop |= names_this_proxy(value.as_bytes()),
                     CALLER_TOKEN => {
-                        if fields.caller_token.replace(value).is_some() {
+                        if caller_token.replace(value).is_some() {
                             return Err(Error::BadRequest("the x-upsolver-auth-proxy-token field is repeated"));
                         }
                     }
@@ -207,8 +207,8 @@ impl Guard {
                 }
             }
         }
-        fields.host = host.ok_or(Error::BadRequest("the Host field is missing"))?;
-        Ok(fields)
+        let host = host.ok_or(Error::BadRequest("the Host field is missing"))?;
+        Ok(Fields { host, cross_site, caller_token, is_loop })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
@@ -191,17 +191,27 @@ impl fmt::Display for Bound {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// A TCP address.
-    Tcp(IpAddr),
+    Tcp(SocketAddr),
     /// A process of this host, through a Unix socket.
     Unix,
 }
 
 impl Peer {
-    /// Whether the peer is a process of this host (or of this pod).
-    pub fn is_local(self) -> bool {
+    /// Whether it is a process of this host or Pod.
+    pub fn is_local(&self) -> bool {
         match self {
-            Self::Tcp(ip) => ip.to_canonical().is_loopback(),
+            // An IPv4 address may come in IPv6 notation, through a listener at `[::]`.
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
             Self::Unix => true,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix socket"),
         }
     }
 }
@@ -212,7 +222,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Stream::Tcp(without_delay(stream)), Peer::Tcp(address.ip())))
+                Ok((Stream::Tcp(without_delay(stream)), Peer::Tcp(address)))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -230,6 +240,8 @@ fn without_delay(stream: TcpStream) -> TcpStream {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     /// D36, B27: `localhost` listens on both loopbacks, with one port.
