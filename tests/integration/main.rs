@@ -8,6 +8,20 @@
 #![allow(clippy::print_stderr)]
 
 mod clients;
+mod connection_life;
+mod desync;
+mod expect;
 mod faults;
+mod framing;
+mod guard;
+mod hop_by_hop;
+mod host_and_target;
+mod http2;
+mod leaks;
+mod limits;
+mod panics;
+mod redirects;
+mod replay;
+mod responses;
 mod support;
 mod tokens;

@@ -269,24 +269,25 @@ impl RawUpstream {
     /// The next connection from the proxy.
     pub(crate) fn accept(&self) -> Raw {
         let deadline = Instant::now() + PATIENCE;
-        self.listener.set_nonblocking(true).expect("a TCP socket");
         loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).expect("a TCP socket");
-                    return Raw::new(stream);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(2))
-                }
-                Err(error) => panic!("the proxy did not connect within {PATIENCE:?}: {error}"),
+            if let Some(connection) = self.try_accept() {
+                return connection;
             }
+            assert!(Instant::now() < deadline, "the proxy did not connect within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// A connection that the proxy made already, if it did.
+    pub(crate) fn try_accept(&self) -> Option<Raw> {
+        self.listener.set_nonblocking(true).expect("a TCP socket");
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(false).expect("a TCP socket");
+        Some(Raw::new(stream))
     }
 
     /// Whether the proxy has not connected: for proofs that nothing leaves. To be asked after the downstream got its answer.
     pub(crate) fn saw_nothing(&self) -> bool {
-        self.listener.set_nonblocking(true).expect("a TCP socket");
-        matches!(self.listener.accept(), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        self.try_accept().is_none()
     }
 }
