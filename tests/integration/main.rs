@@ -26,5 +26,6 @@ mod panics;
 mod redirects;
 mod replay;
 mod responses;
+mod shutdown;
 mod support;
 mod tokens;

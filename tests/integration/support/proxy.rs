@@ -37,9 +37,9 @@ pub(crate) struct Proxy {
     output: Arc<Output>,
     reader: Option<JoinHandle<()>>,
     secrets: Vec<String>,
-    /// Where the first listener is.
+    /// Where the first listener is; unspecified where that is a Unix socket.
     pub(crate) address: SocketAddr,
-    /// Where the admin server is.
+    /// Where the admin server is; unspecified where that is a Unix socket.
     pub(crate) admin: SocketAddr,
     directory: tempfile::TempDir,
     killed: bool,
@@ -123,7 +123,8 @@ impl Builder {
         self.directory.path()
     }
 
-    fn command(&self) -> Command {
+    /// The command line and environment, output piped: for tests that start the process by themselves.
+    pub(crate) fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_upsolver-auth-proxy");
         let mut command = match self.descriptors {
             None => Command::new(binary),
@@ -177,8 +178,10 @@ impl Builder {
             directory: self.directory,
             killed: false,
         };
-        proxy.admin = proxy.wait_for_field("admin server listening", "address").parse().expect("an address");
-        proxy.address = proxy.wait_for_field("listening", "address").parse().expect("an address");
+        // A Unix socket has no such address; a test that starts with one connects by itself.
+        let parse = |address: String| address.parse().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        proxy.admin = parse(proxy.wait_for_field("admin server listening", "address"));
+        proxy.address = parse(proxy.wait_for_field("listening", "address"));
         proxy
     }
 }

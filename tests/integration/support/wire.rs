@@ -13,6 +13,9 @@ pub(crate) const OK_KEPT: &str = "HTTP/1.1 200 OK\r\nDate: Tue, 01 Jan 2030 00:0
 /// A plain request.
 pub(crate) const GET: &str = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
+/// A request that the proxy answers by itself with 204 and that leaves the connection open.
+pub(crate) const LOCAL: &str = "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
 /// A proxy with a token from a file, so that the upstream sees the test's requests and nothing else.
 pub(crate) struct Wire {
     pub(crate) upstream: RawUpstream,
