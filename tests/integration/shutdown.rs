@@ -1,6 +1,6 @@
 //! From the signal to the exit status (contract sections 2 and 3, `[shutdown]`): what goes on, what is refused, what is cut, and how the next start goes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -140,6 +140,14 @@ fn c44_the_drain_timeout_cuts_visibly_and_exits_1() {
     let mut wire = Wire::set(&["shutdown.drain_timeout=300ms"]);
     let (mut chunked, _upstream) = streaming(&wire);
     let (mut unanswered, _its_upstream) = in_flight(&wire);
+    // A reply to HTTP/1.0 ends with its connection; only a reset says that it is not whole.
+    let mut until_close = wire.proxy.connect();
+    until_close.send("GET /x HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let mut its_upstream = wire.upstream.accept();
+    its_upstream.read_request().expect("a request");
+    its_upstream.send(STREAMING);
+    until_close.read_head().expect("the reply begins");
+    assert_eq!(until_close.take(5), b"first");
     let mut with_length = wire.proxy.connect();
     with_length.send(GET);
     let mut upstream = wire.upstream.accept();
@@ -150,6 +158,8 @@ fn c44_the_drain_timeout_cuts_visibly_and_exits_1() {
     assert_eq!(chunked.read_to_end(), b"5\r\nfirst\r\n", "no last chunk");
     assert_eq!(with_length.read_to_end(), b"first");
     assert_eq!(unanswered.read_to_end(), b"");
+    let end = until_close.stream().read(&mut [0; 16]).expect_err("a clean end");
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
     wire.proxy.wait_for_log("connections were cut");
 }
 
@@ -272,13 +282,13 @@ fn quitquitquit_is_a_graceful_stop() {
     assert_eq!(wire.proxy.wait_exit().code(), Some(0));
 }
 
-/// Connections in TIME_WAIT (state 06, proc(5)) that have this local port.
+/// Connections in `TIME_WAIT` (state 06, proc(5)) that have this local port.
 fn in_time_wait(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("proc");
     table.lines().filter(|line| line.contains(&format!(":{port:04X} ")) && line.split_whitespace().nth(3) == Some("06")).count()
 }
 
-/// D37: the next start takes the port at once, though connections of the last one are in TIME_WAIT.
+/// D37: the next start takes the port at once, though connections of the last one are in `TIME_WAIT`.
 #[test]
 fn d37_a_restart_takes_the_port_again() {
     for workers in [1, 2] {
