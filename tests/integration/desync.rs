@@ -64,7 +64,7 @@ const GARDEN: &[(&[u8], Strictly)] = &[
     (b"GET /login HTTP/1.1\r\nHost: localhost\r\nUser: \x85admin\xa0\r\n\r\n", These(&[("GET /login", "")])),
     (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\nInvalid\r\n\r\n", These(&[("GET /", "")])),
     (
-        b"POST /0 HTTP/1.1\r\nContent-Length: 0\r\nConnection:keep-alive\r\nHost: localhost\r\n\r\nPOST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 35\r\n\r\nGET /2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /0 HTTP/1.1\r\nContent-Length: 0\r\nConnection:keep-alive\r\nHost: localhost\r\n\r\nPOST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 36\r\n\r\nGET /2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         These(&[("POST /0", ""), ("POST /1", "GET /2 HTTP/1.1\r\nHost: localhost\r\n\r\n")]),
     ),
     // A bare LF ends a line here (RFC 9112 section 2.2 allows it), so this is one request and the beginning of another.

@@ -28,6 +28,7 @@ pub(crate) struct Builder {
     environment: Vec<(String, String)>,
     secrets: Vec<String>,
     directory: tempfile::TempDir,
+    descriptors: Option<u32>,
 }
 
 /// A running proxy; killed when dropped, after its output was searched for secrets.
@@ -57,6 +58,7 @@ impl Builder {
             environment: vec![("RUST_LOG".to_owned(), "trace".to_owned())],
             secrets: Vec::new(),
             directory: tempfile::tempdir().expect("a temporary directory"),
+            descriptors: None,
         }
     }
 
@@ -97,6 +99,12 @@ impl Builder {
         self
     }
 
+    /// How many descriptors the process may have.
+    pub(crate) fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
+        self
+    }
+
     /// A string that must not show in the output.
     pub(crate) fn secret(mut self, secret: impl Into<String>) -> Self {
         self.secrets.push(secret.into());
@@ -116,7 +124,16 @@ impl Builder {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_upsolver-auth-proxy"));
+        let binary = env!("CARGO_BIN_EXE_upsolver-auth-proxy");
+        let mut command = match self.descriptors {
+            None => Command::new(binary),
+            // The process is not dumpable, so nobody can set its limits from outside once it runs.
+            Some(limit) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), binary]);
+                shell
+            }
+        };
         command.env_clear().env("PATH", "/usr/bin:/bin").envs(self.environment.iter().cloned());
         command.arg("run");
         for value in &self.overrides {
@@ -240,7 +257,11 @@ impl Proxy {
             }
             seen = lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no log line {what:?} within {PATIENCE:?}; log:\n{}", lines.join("\n"));
+            if left.is_zero() {
+                // The drop prints the log, and needs the lock for it.
+                drop(lines);
+                panic!("no log line {what:?} within {PATIENCE:?}");
+            }
             lines = self.output.changed.wait_timeout(lines, left).expect("no reader panics").0;
         }
     }
