@@ -30,6 +30,7 @@ use crate::readiness::ReadinessReader;
 use crate::server;
 use crate::server::listen::{Listener, Peer};
 use crate::telemetry::LogFilter;
+use crate::token::RefreshRefused;
 
 use routes::Answer;
 
@@ -61,23 +62,6 @@ pub enum Command {
     Refresh(oneshot::Sender<Result<(), RefreshRefused>>),
     /// Stop gracefully.
     Quit,
-}
-
-/// Why no successor is minted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RefreshRefused {
-    /// `token.mint_budget` is spent, or a mint is under way. Answered 429.
-    #[error("token.mint_budget is spent or a mint is under way")]
-    TooMany {
-        /// When to ask again.
-        retry_after: Duration,
-    },
-    /// There is nothing to mint with: a `token_file`, or no credentials that could be read. Answered 409.
-    #[error("{reason}")]
-    NothingToMintWith {
-        /// For people.
-        reason: String,
-    },
 }
 
 /// Connections at a time; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].

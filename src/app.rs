@@ -31,14 +31,16 @@ use crate::simulator::{self, Options, Simulator};
 use crate::task;
 use crate::telemetry::{self, Telemetry};
 use crate::token;
+use crate::token::effects::{PatientStore, Requests};
+use crate::token::store::Store;
 use crate::upstream::connect::Connector;
 use crate::upstream::tls;
 use crate::worker::{self, Worker};
 
 /// Settings whose new value takes effect on a reload; every other one needs a restart.
 const LIVE: &[&str] = &["log.level"];
-/// What a shutdown leaves for the token task: a mint in flight may finish, so that its token is known and not orphaned.
-const TOKEN_GRACE: Duration = Duration::from_secs(3);
+/// What a shutdown leaves for the token task: a mint in flight may finish, so that its token is known and not orphaned, and tokens may be revoked.
+const TOKEN_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the proxy until a signal or a command stops it.
 pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
@@ -94,16 +96,22 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();
     let metrics = Arc::new(Metrics::new(worker_metrics.clone(), Arc::clone(&token_metrics), telemetry.dropped_lines(), started));
 
-    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics)).await;
-    let tokens = token::start(&config, connector.clone(), credentials.receiver(), Arc::clone(&token_metrics)).await;
+    let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
+    let tokens = token::task::start(
+        &config.token,
+        Requests::new(connector.clone(), config.token.clone()),
+        PatientStore::new(Store::new(&config.token.store, &config.upstream.origin), config.token.mint_timeout),
+        credentials.receiver(),
+        credentials.reloader(),
+        Arc::clone(&token_metrics),
+    );
 
     let (stage, stage_reader) = watch::channel(Stage::Serve);
     let (draining, draining_reader) = watch::channel(false);
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
     let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose()?;
     let guard = Guard::new(&config, &ports, caller_token.clone());
-    let shared =
-        worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.source(), guard, tls, stage: stage_reader.clone() };
+    let shared = worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone() };
     for socket in sockets.first().into_iter().flatten() {
         tracing::info!(address = %socket, "listening");
     }
@@ -119,7 +127,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let (commands, mut asked) = mpsc::channel(8);
     let handles = Handles {
         metrics,
-        readiness: ReadinessReader::new(tokens.status(), draining_reader),
+        readiness: ReadinessReader::new(tokens.status, draining_reader),
         workers: pings,
         filter: telemetry.filter(),
         commands,
@@ -131,7 +139,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     notify(&[sd_notify::NotifyState::Ready]);
 
     // From here until something asks to stop.
-    let control = Control { loaded: RefCell::new(loaded), sources, telemetry, credentials, tokens, caller_token };
+    let control = Control { loaded: RefCell::new(loaded), sources, telemetry, credentials, tokens: tokens.control, caller_token };
     let why = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -163,7 +171,8 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     notify(&[sd_notify::NotifyState::Stopping]);
     draining.send_replace(true);
     let cut = drain(&config, &stage, &mut running, &mut signals).await;
-    if tokio::time::timeout(TOKEN_GRACE, control.tokens.shutdown()).await.is_err() {
+    control.tokens.shutdown().await;
+    if tokio::time::timeout(TOKEN_GRACE, tokens.task).await.is_err() {
         tracing::warn!("the token task did not end in time");
     }
     stage.send_replace(Stage::Cut);
@@ -239,7 +248,7 @@ struct Control<'a> {
     sources: Sources,
     telemetry: &'a Telemetry,
     credentials: credentials::Watch,
-    tokens: token::Control,
+    tokens: token::task::Control,
     caller_token: Option<CallerToken>,
 }
 

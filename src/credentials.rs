@@ -1,41 +1,33 @@
 //! Reads the credentials as one consistent pair, watches their files, publishes changes.
 //!
-//! What a file says is decided by its content, never by its times: [`read`] takes the content, [`Watch`] asks for it again at every poll, and a file
-//! system's notification only makes a poll come sooner. The last good credentials stay in force through whatever happens to the files.
+//! [`read`] looks once: are the files there, do email and password belong together, can they be sent? [`Watch`] looks again and again, and decides
+//! what is published: the last good credentials stay in force whatever happens to the files.
 //!
-//! A changed content counts once two reads [`SETTLE`] apart agree, so that a half-written file is never used. The exception is a Kubernetes volume,
-//! whose files change together by the swap of one link (`..data`, kubernetes `pkg/volume/util/atomic_writer.go`): what was read through one
-//! version of that link is whole.
+//! What a newcomer would get wrong: a change is found by content alone. Modification times lie (a restored backup, a `touch`, two writes within
+//! one tick of the clock), and file events get lost; both only tell *when* to look.
 
-use std::rc::Rc;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use crate::config::{CredentialsSource, Source};
+use crate::secret::{Email, InvalidSecret, Password, Token};
 
-use crate::config;
-use crate::metrics::TokenMetrics;
-use crate::secret::{Email, Password, Token};
-use crate::task;
+mod events;
+mod file;
+mod settle;
+mod volume;
+mod watch;
 
-mod files;
-mod notifications;
-
-pub use files::read;
-pub(crate) use files::read_secret;
-
-/// Two reads this far apart must agree before a changed content is used.
-const SETTLE: Duration = Duration::from_secs(1);
-/// A read that takes longer hangs on a dead file system; the next poll tries again.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
+use volume::Resolver;
+pub use watch::Watch;
 
 /// What the token task works with; published on a watch channel, last good kept.
 #[derive(Debug, Clone)]
 pub enum Loaded {
     /// Nothing usable has been read yet; the reason is for people and quotes no secret.
     Missing {
-        /// E.g. `/var/run/secrets/upsolver/password: is empty`.
+        /// E.g. `/var/run/secrets/upsolver/password: it is empty`.
         reason: String,
     },
     /// Email and password, read as one pair.
@@ -45,7 +37,7 @@ pub enum Loaded {
 }
 
 /// Email and password.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pair {
     /// The email.
     pub email: Email,
@@ -68,132 +60,142 @@ pub struct FixedToken {
     pub loaded_at: SystemTime,
 }
 
-impl Loaded {
-    /// Whether both hold the same secrets, wherever and whenever they were read.
-    pub fn same_secrets(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Pair(one), Self::Pair(other)) => one.email == other.email && one.password == other.password,
-            (Self::Token(one), Self::Token(other)) => one.token == other.token,
-            (Self::Missing { .. }, Self::Missing { .. }) => true,
-            _ => false,
+/// Reads the credentials once. Blocks on files; never on a FIFO or a device, but a dead network mount can hold it up for as long as it likes.
+pub fn read(source: &CredentialsSource) -> Loaded {
+    match Reading::take(source).content {
+        Ok(content) => content.into_loaded(describe(source), SystemTime::now()),
+        Err(reason) => Loaded::Missing { reason },
+    }
+}
+
+/// Reads one secret from a file of its own, as the credentials are read: the same limits, the same line end taken off. The error names the file.
+pub(crate) fn read_secret<T>(path: &Path, new: fn(String) -> Result<T, InvalidSecret>) -> Result<T, String> {
+    file::read(path, &Resolver::default(), new)
+}
+
+/// Names the files or variables that the credentials come from, for messages.
+pub(crate) fn describe(source: &CredentialsSource) -> String {
+    fn name<T>(source: &Source<T>) -> String {
+        match source {
+            Source::Value { origin, .. } => origin.clone(),
+            Source::File(path) => path.display().to_string(),
+        }
+    }
+    match source {
+        CredentialsSource::Unconfigured => "no credentials are configured".to_owned(),
+        CredentialsSource::TokenFile(path) => path.display().to_string(),
+        CredentialsSource::Pair { email, password } => {
+            let (email, password) = (name(email), name(password));
+            if email == password { email } else { format!("{email} and {password}") }
         }
     }
 }
 
-/// The task that keeps the credentials current. Dropping it ends the watching.
-#[derive(Debug)]
-pub struct Watch {
-    receiver: watch::Receiver<Loaded>,
-    again: Rc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Watch {
-    /// Reads the credentials once, then starts to watch them.
-    pub async fn start(config: config::Credentials, metrics: Arc<TokenMetrics>) -> Self {
-        let first = read_elsewhere(&config.source).await.credentials;
-        if let Loaded::Missing { reason } = &first {
-            tracing::warn!(reason, "there are no usable credentials yet; waiting for them");
+/// The files that the credentials come from; none where both are values.
+fn files(source: &CredentialsSource) -> Vec<&Path> {
+    fn file<T>(source: &Source<T>) -> Option<&Path> {
+        match source {
+            Source::Value { .. } => None,
+            Source::File(path) => Some(path),
         }
-        let (sender, receiver) = watch::channel(first);
-        let again = Rc::new(Notify::new());
-        let task = task::spawn("credentials", follow(config, sender, Rc::clone(&again), metrics));
-        Self { receiver, again, task }
     }
-
-    /// The credentials, and every change of them.
-    pub fn receiver(&self) -> watch::Receiver<Loaded> {
-        self.receiver.clone()
-    }
-
-    /// Reads the files again now, as on SIGHUP. Returns at once; many calls are one read.
-    pub fn reload(&self) {
-        self.again.notify_one();
+    match source {
+        CredentialsSource::Unconfigured => Vec::new(),
+        CredentialsSource::TokenFile(path) => vec![path],
+        CredentialsSource::Pair { email, password } => file(email).into_iter().chain(file(password)).collect(),
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// The secrets themselves; two readings are compared by them.
+#[derive(Debug, Clone, PartialEq)]
+enum Content {
+    Pair { email: Email, password: Password },
+    Token(Token),
 }
 
-/// Polls until nobody listens.
-async fn follow(config: config::Credentials, sender: watch::Sender<Loaded>, again: Rc<Notify>, metrics: Arc<TokenMetrics>) {
-    let notifications = notifications::watch(&config.source);
-    let mut complaint = None;
-    loop {
-        // Up to a tenth later, so that many proxies do not read one shared volume in step.
-        let pause = config.poll_interval.mul_f64(1.0 + 0.1 * fastrand::f64());
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = again.notified() => {}
-            () = notifications.changed() => {}
-            () = sender.closed() => return,
-        }
-        let result = match settled(&config.source, &sender.borrow().clone()).await {
-            Settled::Unchanged => "unchanged",
-            Settled::Unusable(reason) => {
-                if complaint.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "the credentials cannot be used as they are now; the last good ones stay in force");
-                    complaint = Some(reason);
-                }
-                metrics.credentials_reload("failed");
-                continue;
-            }
-            Settled::Changed(loaded) => {
-                tracing::info!(source = loaded.source(), "the credentials changed");
-                sender.send_replace(loaded);
-                "changed"
-            }
-        };
-        complaint = None;
-        metrics.credentials_reload(result);
-    }
-}
-
-enum Settled {
-    Unchanged,
-    Changed(Loaded),
-    Unusable(String),
-}
-
-/// What the files say, once they say the same twice, or are replaced atomically.
-async fn settled(source: &config::CredentialsSource, current: &Loaded) -> Settled {
-    let mut before = read_elsewhere(source).await;
-    loop {
-        match &before.credentials {
-            Loaded::Missing { reason } => return Settled::Unusable(reason.clone()),
-            same if same.same_secrets(current) => return Settled::Unchanged,
-            _ if before.atomic => return Settled::Changed(before.credentials),
-            _ => {}
-        }
-        tokio::time::sleep(SETTLE).await;
-        let now = read_elsewhere(source).await;
-        if now.credentials.same_secrets(&before.credentials) {
-            return Settled::Changed(now.credentials);
-        }
-        before = now;
-    }
-}
-
-/// Files may lie on a network mount that hangs; the control plane must not.
-async fn read_elsewhere(source: &config::CredentialsSource) -> files::Read {
-    let owned = source.clone();
-    match tokio::time::timeout(READ_DEADLINE, tokio::task::spawn_blocking(move || read(&owned))).await {
-        Ok(Ok(read)) => read,
-        Ok(Err(_)) => files::Read::missing("reading the credentials failed".to_owned()),
-        Err(_) => files::Read::missing(format!("reading the credentials takes longer than {READ_DEADLINE:?}")),
-    }
-}
-
-impl Loaded {
-    /// Where they came from, for people.
-    pub fn source(&self) -> &str {
+impl Content {
+    fn into_loaded(self, source: String, loaded_at: SystemTime) -> Loaded {
         match self {
-            Self::Missing { reason } => reason,
-            Self::Pair(pair) => &pair.source,
-            Self::Token(token) => &token.source,
+            Self::Pair { email, password } => Loaded::Pair(Arc::new(Pair { email, password, source, loaded_at })),
+            Self::Token(token) => Loaded::Token(Arc::new(FixedToken { token, source, loaded_at })),
         }
+    }
+}
+
+/// What one look at the source gave.
+#[derive(Debug, Clone, PartialEq)]
+struct Reading {
+    /// The reason names file and problem, never the value.
+    content: Result<Content, String>,
+    /// The files came out of one directory that is only ever replaced as a whole: nobody can have been in the middle of writing them.
+    atomic: bool,
+}
+
+impl Reading {
+    fn take(source: &CredentialsSource) -> Self {
+        let (content, atomic) = volume::consistently(&files(source), |resolver| read_content(source, resolver));
+        Self { content, atomic }
+    }
+}
+
+fn read_content(source: &CredentialsSource, resolver: &Resolver) -> Result<Content, String> {
+    match source {
+        CredentialsSource::Unconfigured => Err("no credentials are configured".to_owned()),
+        CredentialsSource::TokenFile(path) => file::read(path, resolver, Token::new).map(Content::Token),
+        CredentialsSource::Pair { email, password } => {
+            let email = match email {
+                Source::Value { value, .. } => Ok(value.clone()),
+                Source::File(path) => file::read(path, resolver, Email::new),
+            };
+            let password = match password {
+                Source::Value { value, .. } => Ok(value.clone()),
+                Source::File(path) => file::read(path, resolver, Password::new),
+            };
+            match (email, password) {
+                (Ok(email), Ok(password)) => Ok(Content::Pair { email, password }),
+                // Whoever mends one file wants to know of the other too.
+                (Err(first), Err(second)) => Err(format!("{first}; {second}")),
+                (Err(reason), Ok(_)) | (Ok(_), Err(reason)) => Err(reason),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn pair_of(email: PathBuf, password: PathBuf) -> CredentialsSource {
+        CredentialsSource::Pair { email: Source::File(email), password: Source::File(password) }
+    }
+
+    /// C33, C49: what is read tells where it came from; secrets do not show.
+    #[test]
+    fn c49_a_pair_and_a_fixed_token_name_their_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let [email, password, token] = ["email", "password", "token"].map(|name| directory.path().join(name));
+        fs::write(&email, "me@example.com\n").unwrap();
+        fs::write(&password, "canary\r\n").unwrap();
+        fs::write(&token, "\u{feff}canary").unwrap();
+        let Loaded::Pair(pair) = read(&pair_of(email.clone(), password.clone())) else { panic!("both files are good") };
+        assert_eq!((pair.email.expose(), pair.password.expose()), ("me@example.com", "canary"));
+        assert_eq!(pair.source, format!("{} and {}", email.display(), password.display()));
+        let Loaded::Token(fixed) = read(&CredentialsSource::TokenFile(token.clone())) else { panic!("the file is good") };
+        assert_eq!((fixed.token.expose(), fixed.source.as_str()), ("canary", token.display().to_string().as_str()));
+        let shown = format!("{:?} {:?}", Loaded::Pair(pair), Loaded::Token(fixed));
+        assert!(!shown.contains("canary") && !shown.contains("example.com"), "{shown}");
+    }
+
+    /// C34: one message for both files, so that one look at the log is enough.
+    #[test]
+    fn c34_two_bad_files_are_both_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let [email, password] = ["email", "password"].map(|name| directory.path().join(name));
+        fs::write(&password, "").unwrap();
+        let Loaded::Missing { reason } = read(&pair_of(email, password)) else { panic!("nothing usable is there") };
+        assert!(reason.contains("email: No such file") && reason.ends_with("password: it is empty"), "{reason}");
     }
 }

@@ -117,6 +117,10 @@ impl Proxy {
             Ok(Answer::Relayed(relayed)) => {
                 let Relayed { response, token, wants_trailers, request_bytes } = relayed;
                 exchange.answered(response.status(), request_bytes);
+                if response.status() == StatusCode::RESET_CONTENT {
+                    // RFC 9110 section 15.3.6: a 205 has no content. What the upstream sent behind it goes with its connection.
+                    return response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange, clock));
+                }
                 response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange, clock))
             }
             Ok(Answer::Local(response)) => {

@@ -88,7 +88,8 @@ impl AuthorizationValue {
     /// Whether `value` contains the token: such a response field must not reach the downstream.
     pub(crate) fn is_in(&self, value: &[u8]) -> bool {
         let token = self.0.as_bytes();
-        value.len() >= token.len() && value.windows(token.len()).any(|window| window == token)
+        // The first byte rules nearly every place out without a call to compare memory: this runs over every field of every response.
+        value.windows(token.len()).any(|window| window[0] == token[0] && window == token)
     }
 }
 

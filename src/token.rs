@@ -1,16 +1,20 @@
 //! The token's life as the rest of the program sees it: a [`TokenReader`] gives requests the token in use and takes their rejections; a [`Status`]
 //! tells the admin server everything that an operator may ask.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use crate::secret::AuthorizationValue;
 
+pub mod effects;
 pub mod mint;
+mod reader;
 pub mod state;
 pub mod store;
 pub mod task;
+
+pub use reader::TokenReader;
 
 /// The token in use, as requests carry it. Cloning copies a reference count.
 #[derive(Debug, Clone)]
@@ -42,10 +46,35 @@ pub enum Verdict {
     Replay(ActiveToken),
 }
 
+/// There was no usable token for as long as the request could wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no usable token")]
+pub struct Unavailable {
+    /// For `retry-after`: until the next attempt, between 1 s and 60 s. The upper bound is there since a person may mend the cause at any time.
+    pub retry_after: Duration,
+}
+
+/// Why no successor is minted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefreshRefused {
+    /// `token.mint_budget` is spent.
+    #[error("token.mint_budget is spent")]
+    TooMany {
+        /// Until the budget has room again.
+        retry_after: Duration,
+    },
+    /// There is nothing to mint with: a `token_file`, or no credentials that could be read; or the proxy is stopping.
+    #[error("{reason}")]
+    NothingToMintWith {
+        /// For people.
+        reason: String,
+    },
+}
+
 /// A snapshot for `/status` and the health endpoints; holds no secret.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// Name of the state machine's state: `starting`, `usable`, `probing`, …
+    /// Name of the state machine's state: `starting`, `usable`, `probing`, …; all are in [`state::Situation`]
     pub state: &'static str,
     /// Whether a first token was ever obtained.
     pub started: bool,
@@ -75,70 +104,4 @@ pub struct Status {
     pub credentials_loaded_at: Option<SystemTime>,
     /// New credentials are there, but the upstream rejected them; the old token serves on.
     pub pending_rejected: bool,
-}
-
-pub struct Unavailable {
-    pub retry_after: std::time::Duration,
-}
-#[derive(Clone)]
-pub struct TokenSource(ActiveToken);
-pub struct TokenReader(ActiveToken);
-impl TokenSource {
-    pub fn reader(&self) -> TokenReader {
-        TokenReader(self.0.clone())
-    }
-}
-impl TokenReader {
-    pub fn current(&self) -> Option<ActiveToken> {
-        Some(self.0.clone())
-    }
-    pub async fn wait(&self, _: std::time::Duration) -> Result<ActiveToken, Unavailable> {
-        Ok(self.0.clone())
-    }
-    pub async fn reject(&self, _: &ActiveToken, _: http::StatusCode, _: bool, _: std::time::Duration) -> Verdict {
-        Verdict::Relay
-    }
-}
-#[derive(Clone)]
-pub struct Control(ActiveToken, tokio::sync::watch::Receiver<std::sync::Arc<Status>>);
-impl Control {
-    pub fn source(&self) -> TokenSource {
-        TokenSource(self.0.clone())
-    }
-    pub fn status(&self) -> tokio::sync::watch::Receiver<std::sync::Arc<Status>> {
-        self.1.clone()
-    }
-    pub async fn refresh(&self) -> Result<(), crate::admin::RefreshRefused> {
-        Ok(())
-    }
-    pub async fn shutdown(&self) {}
-}
-pub async fn start(
-    _: &crate::config::Config,
-    _: crate::upstream::connect::Connector,
-    c: tokio::sync::watch::Receiver<crate::credentials::Loaded>,
-    _: std::sync::Arc<crate::metrics::TokenMetrics>,
-) -> Control {
-    let crate::credentials::Loaded::Token(t) = c.borrow().clone() else { panic!("temp") };
-    let s = Status {
-        state: "usable",
-        started: true,
-        usable: true,
-        reasons: vec![],
-        id: None,
-        name: None,
-        generation: 1,
-        source: "token_file",
-        created: None,
-        last_mint: None,
-        next_attempt: None,
-        mints_left: 6,
-        credentials_source: String::new(),
-        credentials_loaded_at: None,
-        pending_rejected: false,
-    };
-    Control(
-        ActiveToken { generation: 1, authorization: AuthorizationValue::new(&t.token) },
-        tokio::sync::watch::channel(std::sync::Arc::new(s)).1,
-    )
 }

@@ -24,7 +24,7 @@ use crate::server::listen::Bound;
 use crate::server::{self, clock};
 use crate::shutdown::Stage;
 use crate::task;
-use crate::token::TokenSource;
+use crate::token::TokenReader;
 use crate::upstream::connect::Connector;
 use crate::upstream::pool::Upstream;
 
@@ -39,7 +39,7 @@ pub struct Shared {
     /// Opens connections to the upstream.
     pub connector: Connector,
     /// Gives requests the token in use.
-    pub tokens: TokenSource,
+    pub tokens: TokenReader,
     /// Who may ask for what.
     pub guard: Guard,
     /// TLS towards the downstream.
@@ -95,7 +95,7 @@ async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>,
     let workers = config.runtime.workers.get();
     let upstream = Upstream::start(shared.connector, &config.upstream, Arc::clone(&metrics));
     let settings = proxy::Settings::new(config, workers);
-    let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens.reader(), upstream, settings, shared.stage.clone(), metrics));
+    let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens, upstream, settings, shared.stage.clone(), metrics));
     let answering = task::spawn("ping", pings.answer());
     let tls = shared.tls.map(TlsAcceptor::from);
     let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);

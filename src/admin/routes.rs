@@ -366,7 +366,7 @@ mod tests {
             ("/reload", Box::new(reload(Ok(vec!["listen.address".to_owned()]))), 200, "\"needs_restart\":[\"listen.address\"]}\n"),
             ("/reload", Box::new(reload(Err("log.level: unknown".to_owned()))), 422, "\"reasons\":[\"log.level: unknown\"]}\n"),
             ("/token/refresh", Box::new(refresh(Ok(()))), 202, "{\"status\":\"accepted\",\"reasons\":[]}\n"),
-            ("/token/refresh", Box::new(refresh(Err(too_many))), 429, "mint_budget is spent or a mint is under way\"]}\n"),
+            ("/token/refresh", Box::new(refresh(Err(too_many))), 429, "mint_budget is spent\"]}\n"),
             ("/token/refresh", Box::new(refresh(Err(nothing))), 409, "\"reasons\":[\"credentials.token_file is set\"]}\n"),
             ("/token/refresh", Box::new(drop), 503, "the proxy is stopping\"]}\n"),
         ];

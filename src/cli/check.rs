@@ -15,7 +15,8 @@ use rustix::fs::Access;
 use super::{EXIT_USAGE, complain, print, usage};
 use crate::app;
 use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources, Store};
-use crate::credentials;
+use crate::credentials::read_secret;
+use crate::secret::{Email, InvalidSecret, Password, Token};
 use crate::upstream::tls;
 
 /// Runs the command. With `connect` it also reaches for the upstream; that failing is no fault of the configuration, and exits 1.
@@ -58,21 +59,19 @@ struct Findings {
 impl Findings {
     /// Looks at every file that the configuration names.
     fn inspect(&mut self, config: &Config, mount_points: &HashSet<PathBuf>) {
-        let files = credential_files(&config.credentials.source);
-        let mut readable = true;
-        for (key, path) in &files {
-            readable &= self.secret_file(key, path);
-            self.rotation(key, path, mount_points);
-        }
-        // What the files hold is judged by the very code that reads them at run time.
-        if readable
-            && !files.is_empty()
-            && let credentials::Loaded::Missing { reason } = credentials::read(&config.credentials.source).credentials
-        {
-            self.problems.push(format!("credentials: {reason}"));
+        match &config.credentials.source {
+            CredentialsSource::Pair { email, password } => {
+                self.credential("credentials.email_file", email, Email::new, mount_points);
+                self.credential("credentials.password_file", password, Password::new, mount_points);
+            }
+            CredentialsSource::TokenFile(path) => {
+                self.secret_file("credentials.token_file", path, Token::new);
+                self.rotation("credentials.token_file", path, mount_points);
+            }
+            CredentialsSource::Unconfigured => {}
         }
         if let Some(path) = &config.listen.caller_token_file {
-            self.secret_file("listen.caller_token_file", path);
+            self.secret_file("listen.caller_token_file", path, Token::new);
         }
         if let Some(path) = &config.upstream.ca_file
             && let Err(reason) = tls::read_certificates(path)
@@ -97,20 +96,20 @@ impl Findings {
         }
     }
 
-    /// Whether a file is there and has content; anybody else being able to read it is worth a warning.
-    fn secret_file(&mut self, key: &str, path: &Path) -> bool {
-        let wrong = match std::fs::metadata(path) {
-            Err(error) => Some(error.to_string()),
-            Ok(file) if !file.is_file() => Some("not a regular file".to_owned()),
-            Ok(file) if file.len() == 0 => Some("it is empty".to_owned()),
-            Ok(_) => None,
-        };
-        if let Some(wrong) = &wrong {
-            self.problems.push(format!("{key}: {}: {wrong}", path.display()));
-        } else {
-            self.mode(key, path);
+    fn credential<T>(&mut self, key: &str, source: &Source<T>, make: Make<T>, mount_points: &HashSet<PathBuf>) {
+        // A value was judged when the configuration was loaded.
+        if let Source::File(path) = source {
+            self.secret_file(key, path, make);
+            self.rotation(key, path, mount_points);
         }
-        wrong.is_none()
+    }
+
+    /// Whether a file holds a secret is judged by the very code that reads it at run time; anybody else being able to read it is worth a warning.
+    fn secret_file<T>(&mut self, key: &str, path: &Path, make: Make<T>) {
+        match read_secret(path, make) {
+            Ok(_) => self.mode(key, path),
+            Err(reason) => self.problems.push(format!("{key}: {reason}")),
+        }
     }
 
     fn mode(&mut self, key: &str, path: &Path) {
@@ -143,25 +142,8 @@ impl Findings {
     }
 }
 
-/// The keys and files of the credentials.
-fn credential_files(source: &CredentialsSource) -> Vec<(&'static str, &Path)> {
-    match source {
-        CredentialsSource::Pair { email, password } => {
-            let email = file_of(email).map(|path| ("credentials.email_file", path));
-            let password = file_of(password).map(|path| ("credentials.password_file", path));
-            email.into_iter().chain(password).collect()
-        }
-        CredentialsSource::TokenFile(path) => vec![("credentials.token_file", path)],
-        CredentialsSource::Unconfigured => Vec::new(),
-    }
-}
-
-fn file_of<T>(source: &Source<T>) -> Option<&Path> {
-    match source {
-        Source::Value { .. } => None,
-        Source::File(path) => Some(path),
-    }
-}
+/// Makes a secret out of text, or says why not.
+type Make<T> = fn(String) -> Result<T, InvalidSecret>;
 
 /// Kubelet puts the files of a Secret behind a `..data` link, which it swaps.
 fn kubernetes_volume(path: &Path) -> bool {
@@ -241,7 +223,7 @@ mod tests {
             ("password", None),
             ("nothing", Some("credentials.password_file: {dir}/nothing: No such file or directory (os error 2)")),
             ("empty", Some("credentials.password_file: {dir}/empty: it is empty")),
-            (".", Some("credentials.password_file: {dir}/.: not a regular file")),
+            (".", Some("credentials.password_file: {dir}/.: it is not a regular file")),
         ];
         for (name, expected) in rows {
             let findings = files.findings(&GOOD.replace("/password'", &format!("/{name}'")));

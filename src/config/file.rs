@@ -1,5 +1,6 @@
 //! The TOML file as written: every key with its line. Unknown keys are refused; what a value must look like is not decided here.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
@@ -18,8 +19,7 @@ const MAX_FILE_BYTES: u64 = 256 << 10;
 
 /// Reads the file. The text may hold secrets and is cleared when dropped.
 pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
-    let problem =
-        |message: String| Problem { provenance: Provenance::Default, key: None, message: format!("{}: {message}", path.display()) };
+    let problem = |message| Problem { provenance: Provenance::File { path: path.into(), line: 0 }, key: None, message };
     let mut bytes = Zeroizing::new(Vec::new());
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
@@ -38,15 +38,14 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
 
 /// Takes the file apart. After a syntax error the rest is still read, as far as it can be told what it means, so that its problems are reported too.
 pub(super) fn parse(path: &Arc<Path>, text: &str, problems: &mut Vec<Problem>) -> Layer {
-    let mut walk = Walk { path, lines: Lines::new(text), broken: Vec::new(), layer: Layer::new(), problems };
+    let mut walk = Walk { path, lines: Lines::new(text), broken: BTreeSet::new(), layer: Layer::new(), problems };
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         // `message` is made of fixed words; `Display` would quote the line, which may hold a secret.
         let line = walk.lines.of(&error.span().unwrap_or_default());
-        if !walk.broken.contains(&line) {
+        if walk.broken.insert(line) {
             walk.refuse(line, None, format!("not TOML: {}", error.message()));
         }
-        walk.broken.push(line);
     }
     walk.table("", table.get_ref());
     walk.layer
@@ -69,7 +68,7 @@ struct Walk<'a> {
     path: &'a Arc<Path>,
     lines: Lines,
     /// Lines with a syntax error: what seems to stand there is a guess.
-    broken: Vec<usize>,
+    broken: BTreeSet<usize>,
     layer: Layer,
     problems: &'a mut Vec<Problem>,
 }

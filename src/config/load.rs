@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::effective::Effective;
-use super::error::{Problem, Problems};
+use super::error::Problems;
 use super::layer::Settings;
 use super::reader::Reader;
 use super::{Config, environment, file, sections};
@@ -93,15 +93,12 @@ impl Config {
 fn assemble(file: Option<(&Path, &str)>, sources: &Sources) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
     let from_file = file.map(|(path, text)| file::parse(&path.into(), text, &mut problems)).unwrap_or_default();
-    // In a file that is not TOML the credentials may be what could not be read, and an unknown key may be one of theirs, misspelt.
-    let about_credentials = |problem: &Problem| problem.key.as_ref().is_none_or(|key| key.starts_with("credentials"));
-    let need = if problems.iter().any(about_credentials) { Need::Nothing } else { sources.need };
     let from_environment = environment::environment(&sources.environment, &mut problems);
     let from_flags = environment::flags(&sources.overrides, &mut problems);
     let mut settings = Settings::merge([from_file, from_environment, from_flags], &mut problems);
     environment::apply_well_known(&mut settings, &sources.environment);
 
-    let config = sections::config(&mut Reader::new(&settings, &mut problems), need);
+    let config = sections::config(&mut Reader::new(&settings, &mut problems), sources.need);
     if let Some(problems) = Problems::new(problems) {
         return Err(problems);
     }

@@ -77,6 +77,15 @@ impl<'a> Reader<'a> {
         self.problems.push(Problem { provenance: Provenance::Default, key: Some(section.to_owned()), message: message.to_owned() });
     }
 
+    /// Whether something under `name`, a key or a section, is already known to be wrong, or may stand in a line of the file that is not TOML: what seems
+    /// to be missing then is only a consequence.
+    pub(super) fn has_problem_with(&self, name: &str) -> bool {
+        self.problems.iter().any(|problem| match &problem.key {
+            Some(key) => key.starts_with(name),
+            None => matches!(problem.provenance, Provenance::File { .. }),
+        })
+    }
+
     /// Where `name` was set.
     pub(super) fn provenance(&self, name: &str) -> Provenance {
         self.settings.get(name).provenance.clone()

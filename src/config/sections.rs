@@ -23,6 +23,8 @@ use crate::secret::{Email, Password};
 const MAX_WORKERS: u32 = 256;
 /// What `runtime.workers = 0` takes at most: a sidecar leaves the machine to its app.
 const MAX_AUTOMATIC_WORKERS: usize = 4;
+/// As `humantime` writes it.
+const YEAR: Duration = Duration::from_hours(8766);
 /// More than any host has descriptors for.
 const MAX_CONNECTIONS: u32 = 1_000_000;
 
@@ -79,7 +81,7 @@ fn listen(reader: &mut Reader<'_>) -> Listen {
         max_header_size: usize_of(reader.read("listen.max_header_size", size(8 << 10..=1 << 20))),
         tls: listen_tls(reader),
     };
-    if listen.addresses.is_empty() {
+    if listen.addresses.is_empty() && !reader.has_problem_with("listen.address") {
         reader.refuse("listen.address", "at least one address is needed");
     }
     for (index, address) in listen.addresses.iter().enumerate() {
@@ -124,7 +126,12 @@ fn listen_tls(reader: &mut Reader<'_>) -> Option<ListenTls> {
 }
 
 fn admin(reader: &mut Reader<'_>, listen: &Listen) -> Admin {
-    let off = reader.read("admin.address", |value| Ok(value.as_str() == Some("off")));
+    // From the environment and from flags, text for this key is a list already.
+    let is_off = |value: &toml::Value| match value {
+        toml::Value::Array(items) => matches!(items.as_slice(), [only] if only.as_str() == Some("off")),
+        other => other.as_str() == Some("off"),
+    };
+    let off = reader.read("admin.address", |value| Ok(is_off(value)));
     let addresses: Vec<ListenAddress> = if off {
         Vec::new()
     } else {
@@ -146,7 +153,7 @@ fn credentials(reader: &mut Reader<'_>, need: Need) -> Credentials {
         (_, _, Some(file)) => CredentialsSource::TokenFile(file),
         (Some(email), Some(password), None) => CredentialsSource::Pair { email, password },
         (email, password, None) => {
-            if need == Need::Credentials {
+            if need == Need::Credentials && !reader.has_problem_with("credentials") {
                 missing(reader, email.is_some(), password.is_some());
             }
             CredentialsSource::Unconfigured
@@ -195,7 +202,7 @@ fn token(reader: &mut Reader<'_>) -> Token {
         name: reader.read("token.name", template(200)),
         description: reader.read("token.description", template(1000)),
         wait: reader.read("token.wait", duration(TIMEOUT_OR_ZERO)),
-        max_age: reader.read("token.max_age", duration_or_off(Duration::from_millis(1)..=Duration::from_hours(24 * 365))),
+        max_age: reader.read("token.max_age", duration_or_off(Duration::from_millis(1)..=YEAR)),
         min_mint_interval: reader.read("token.min_mint_interval", duration(INTERVAL_OR_ZERO)),
         mint_budget: reader.read("token.mint_budget", number(1..=3600)),
         mint_timeout: reader.read("token.mint_timeout", duration(TIMEOUT)),

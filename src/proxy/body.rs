@@ -61,7 +61,11 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = &mut *self;
         let (body, authorization, wants_trailers) = match &mut this.content {
-            Content::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Own(bytes) => {
+                let bytes = bytes.take();
+                this.exchange.relayed(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64));
+                return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
+            }
             Content::Relayed { body, authorization, wants_trailers } => (body, authorization, *wants_trailers),
         };
         loop {

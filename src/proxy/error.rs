@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode};
 
 /// One of the proxy's own answers.
@@ -233,7 +233,36 @@ impl Error {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, self.retry_after());
         }
+        if self.ends_connection() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
+    }
+
+    /// Whether what follows on the connection cannot be trusted: behind an ambiguous framing the body could be read as the next request (RFC 9112
+    /// section 6.3), and behind a CONNECT it is no HTTP. Where only a body stays unread, the server closes of itself.
+    fn ends_connection(&self) -> bool {
+        match self {
+            Self::BadRequest(_) | Self::MethodNotAllowed => true,
+            Self::CrossSiteRequest
+            | Self::CallerTokenRequired
+            | Self::MintingDenied
+            | Self::PolicyDenied { .. }
+            | Self::RequestTimeout
+            | Self::BodyTooLarge
+            | Self::UriTooLong
+            | Self::HeadersTooLarge
+            | Self::MisdirectedRequest
+            | Self::UpstreamUnreachable(_)
+            | Self::UpstreamTls(_)
+            | Self::UpstreamProtocol(_)
+            | Self::TokenUnavailable { .. }
+            | Self::Overloaded
+            | Self::Draining
+            | Self::UpstreamTimeout(_)
+            | Self::LoopDetected
+            | Self::DownstreamClosed => false,
+        }
     }
 
     /// RFC 9110 section 15.5.6: a 405 names what would be allowed.
@@ -310,6 +339,14 @@ mod tests {
             assert_eq!(response.headers().contains_key("retry-after"), response.status() == 503);
             assert_eq!(error.origin() == Origin::Ourselves, response.status() == 503);
         }
+    }
+
+    /// A24: what follows an ambiguous message is not read as another one.
+    #[test]
+    fn a19_a24_ambiguity_ends_the_connection() {
+        assert_eq!(Error::BadRequest("x").response().headers()["connection"], "close");
+        assert_eq!(Error::MethodNotAllowed.response().headers()["connection"], "close");
+        assert!(!Error::MintingDenied.response().headers().contains_key("connection"));
     }
 
     #[test]

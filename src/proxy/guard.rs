@@ -3,19 +3,29 @@
 //! Any process of the host can connect, and so can any web page in a developer's browser. A page cannot set `Host` to a name that it does not own, nor
 //! hide its `Origin`; so the authority must be one that no attacker can point here (DNS rebinding, Ollama's CVE-2024-28224), and a foreign `Origin`
 //! ends the request. Every check runs before the token is touched.
+//!
+//! Not seen from here: a `Content-Length` beside `Transfer-Encoding`, which hyper has dropped by now (it reads the body by the latter alone), and a
+//! fragment of the target, which the `http` crate cuts off.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use http::header::{ALLOW, HOST, HeaderValue, TRANSFER_ENCODING};
-use http::uri::Authority;
-use http::{Method, Response, StatusCode, request};
+use http::header::{ALLOW, HeaderValue};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, Method, Response, StatusCode, request};
 
 use super::error::{Error, PROXIED_METHODS};
 use super::headers::{self, PSEUDONYM, Upstream};
 use super::policy::{Decision, Policy};
 use crate::config::Config;
 use crate::secret::Token;
+
+use authority::Authorities;
+pub(super) use authority::split_authority;
+use minting::is_minting_path;
+
+mod authority;
+mod minting;
 
 /// The longest request target, in bytes; more is 414 (RFC 9110 section 15.5.15).
 const MAX_TARGET_BYTES: usize = 16 * 1024;
@@ -69,8 +79,8 @@ pub enum Verdict {
 /// A request that may be forwarded.
 #[derive(Debug)]
 pub struct Admitted {
-    origin: Used,
-    tls: bool,
+    scheme: &'static str,
+    authority: Used,
     /// The policy rule that would have denied it, were it not for `policy.dry_run`.
     pub would_deny: Option<String>,
 }
@@ -83,14 +93,14 @@ enum Used {
 }
 
 impl Admitted {
-    /// The origin's scheme as the downstream knows it.
+    /// The scheme of the origin that the downstream used.
     pub fn scheme(&self) -> &'static str {
-        if self.tls { "https" } else { "http" }
+        self.scheme
     }
 
-    /// The origin's authority as the downstream knows it.
+    /// The authority of the origin that the downstream used, as it wrote it.
     pub fn authority(&self) -> &[u8] {
-        match &self.origin {
+        match &self.authority {
             Used::Host(host) => host.as_bytes(),
             Used::Target(authority) => authority.as_str().as_bytes(),
         }
@@ -98,18 +108,11 @@ impl Admitted {
 }
 
 impl Guard {
-    /// `ports` are those that the TCP listeners got.
+    /// `ports` are those that the TCP listeners got; a Unix socket has none.
     pub fn new(config: &Config, ports: &[u16], caller_token: Option<CallerToken>) -> Self {
-        let upstream = Upstream::new(&config.upstream.origin);
-        let origin = &config.upstream.origin;
         Self {
-            authorities: Arc::new(Authorities {
-                listeners: ports.to_vec(),
-                upstream_host: if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.clone() },
-                upstream_ports: [443, 80, origin.port],
-                configured: config.listen.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
-            }),
-            upstream,
+            authorities: Arc::new(Authorities::new(&config.listen.allowed_hosts, ports, &config.upstream.origin)),
+            upstream: Upstream::new(&config.upstream.origin),
             policy: Policy::new(&config.policy),
             allow_minting: config.policy.allow_minting,
             caller_token,
@@ -122,143 +125,151 @@ impl Guard {
         &self.upstream
     }
 
-    /// Judges a request by its head alone; its body is not looked at.
+    /// Judges a request by its head alone; its body is not looked at. Allocates nothing for a request that passes, unless there is something to decode.
+    ///
+    /// The framing comes first: where a message ends in doubt, nothing else about it can be trusted, and its connection must close.
     pub fn check(&self, head: &request::Parts) -> Result<Verdict, Error> {
+        let fields = Fields::read(&head.headers);
+        check_framing(fields.transfer_encoding)?;
         if matches!(head.method, Method::CONNECT | Method::TRACE) {
             // RFC 9110 section 9.3.8: a TRACE's answer would be an echo of the token.
             return Err(Error::MethodNotAllowed);
         }
-        let fields = self.read_fields(head)?;
-        let target = &head.uri;
-        let path = target.path();
-        if path.len() + target.query().map_or(0, str::len) > MAX_TARGET_BYTES {
-            return Err(Error::UriTooLong);
-        }
-        let (host, port) = split_authority(fields.host.as_bytes()).ok_or(Error::BadRequest("the Host field is not a host and a port"))?;
-        let origin = match target.authority() {
-            None => {
-                self.authorities.check(host, port)?;
-                Used::Host(fields.host.clone())
-            }
-            // Absolute-form: the target's authority counts, Host is only looked at for its form (RFC 9112 section 3.2.2).
-            Some(authority) => {
-                if !matches!(target.scheme_str(), Some("http" | "https")) {
-                    return Err(Error::BadRequest("the request target is neither a path nor an http URL"));
-                }
-                let (host, port) = split_authority(authority.as_str().as_bytes())
-                    .ok_or(Error::BadRequest("the target's authority is not a host and a port"))?;
-                self.authorities.check(host, port)?;
-                Used::Target(authority.clone())
-            }
-        };
-        if fields.cross_site {
-            return Err(Error::CrossSiteRequest);
-        }
-        if let Some(expected) = &self.caller_token
-            && !fields.caller_token.is_some_and(|given| expected.accepts(given.as_bytes()))
-        {
-            return Err(Error::CallerTokenRequired);
-        }
-        if fields.is_loop {
+        check_length(&head.uri)?;
+        let (scheme, authority) = self.check_authority(head, fields.host)?;
+        self.check_site(&fields)?;
+        self.check_caller(fields.caller_token)?;
+        if fields.has_passed_here {
             return Err(Error::LoopDetected);
         }
         if let Some(answer) = answer_locally(head) {
             return Ok(Verdict::AnswerLocally(answer));
         }
+        let path = head.uri.path();
         if !path.starts_with('/') {
-            return Err(Error::BadRequest("the request target is neither a path nor an http URL"));
+            return Err(NOT_A_TARGET);
         }
-        if !self.allow_minting && is_minting(path) {
+        if !self.allow_minting && is_minting_path(path) {
             return Err(Error::MintingDenied);
         }
         let would_deny = match self.policy.decide(&head.method, path)? {
             Decision::Allow => None,
             Decision::WouldDeny { rule } => Some(rule),
         };
-        Ok(Verdict::Forward(Admitted { origin, tls: self.tls, would_deny }))
+        Ok(Verdict::Forward(Admitted { scheme, authority, would_deny }))
     }
 
-    /// One pass over the fields, for all that the guard looks at.
-    fn read_fields<'a>(&self, head: &'a request::Parts) -> Result<Fields<'a>, Error> {
-        let mut host = None;
-        let mut coding = None;
-        let (mut cross_site, mut is_loop, mut caller_token) = (false, false, None);
-        for (name, value) in &head.headers {
-            if name == HOST {
-                if host.replace(value).is_some() {
-                    return Err(Error::BadRequest("the Host field is repeated"));
-                }
-            } else if name == TRANSFER_ENCODING {
-                // Hyper takes anything that ends in "chunked"; the codings before it would be forwarded unnamed (RFC 9112 section 6.1).
-                if coding.replace(value).is_some() || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                    return Err(Error::BadRequest("Transfer-Encoding is not chunked alone"));
-                }
-            } else {
-                match name.as_str() {
-                    "sec-fetch-site" => cross_site |= is_cross_site(value.as_bytes()),
-                    "origin" => cross_site |= !self.authorities.is_own_origin(value.as_bytes()),
-                    "via" => is_loop |= names_this_proxy(value.as_bytes()),
-                    CALLER_TOKEN => {
-                        if caller_token.replace(value).is_some() {
-                            return Err(Error::BadRequest("the x-upsolver-auth-proxy-token field is repeated"));
-                        }
-                    }
-                    _ => {}
-                }
+    /// The origin that the downstream used, which must be one that the proxy answers to.
+    ///
+    /// In absolute-form the target's authority counts, and `Host` is only looked at for its form (RFC 9112 section 3.2.2).
+    fn check_authority(&self, head: &request::Parts, host: Field) -> Result<(&'static str, Used), Error> {
+        let host = match host {
+            Field::Once(host) => host,
+            Field::Absent => return Err(Error::BadRequest("the Host field is missing")),
+            Field::Repeated => return Err(Error::BadRequest("the Host field is repeated")),
+        };
+        let Some(authority) = head.uri.authority() else {
+            self.authorities.check(host.as_bytes())?;
+            return Ok((if self.tls { "https" } else { "http" }, Used::Host(host.clone())));
+        };
+        if split_authority(host.as_bytes()).is_none() {
+            return Err(Error::BadRequest("the Host field is not a host with an optional port"));
+        }
+        let scheme = match head.uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => "http",
+            Some(scheme) if *scheme == Scheme::HTTPS => "https",
+            _ => return Err(NOT_A_TARGET),
+        };
+        self.authorities.check(authority.as_str().as_bytes())?;
+        Ok((scheme, Used::Target(authority.clone())))
+    }
+
+    /// A browser says of each request whence it comes: all of them say it by `Origin` where it matters, most by Fetch Metadata too.
+    fn check_site(&self, fields: &Fields) -> Result<(), Error> {
+        let own_origin = match fields.origin {
+            Field::Absent => true,
+            Field::Once(origin) => self.authorities.is_own_origin(origin.as_bytes()),
+            Field::Repeated => false,
+        };
+        if own_origin && !fields.is_cross_site { Ok(()) } else { Err(Error::CrossSiteRequest) }
+    }
+
+    fn check_caller(&self, given: Field) -> Result<(), Error> {
+        match (&self.caller_token, given) {
+            (None, _) => Ok(()),
+            (Some(expected), Field::Once(given)) if expected.accepts(given.as_bytes()) => Ok(()),
+            (Some(_), _) => Err(Error::CallerTokenRequired),
+        }
+    }
+}
+
+const NOT_A_TARGET: Error = Error::BadRequest("the request target is neither a path nor an http URL");
+
+/// A field that may occur once.
+#[derive(Debug, Clone, Copy)]
+enum Field<'a> {
+    Absent,
+    Once(&'a HeaderValue),
+    Repeated,
+}
+
+impl<'a> Field<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        *self = match self {
+            Self::Absent => Self::Once(value),
+            Self::Once(_) | Self::Repeated => Self::Repeated,
+        };
+    }
+}
+
+/// All that the guard looks at, read in one pass over the head.
+struct Fields<'a> {
+    host: Field<'a>,
+    transfer_encoding: Field<'a>,
+    origin: Field<'a>,
+    caller_token: Field<'a>,
+    is_cross_site: bool,
+    has_passed_here: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &'a HeaderMap) -> Self {
+        let mut fields = Self {
+            host: Field::Absent,
+            transfer_encoding: Field::Absent,
+            origin: Field::Absent,
+            caller_token: Field::Absent,
+            is_cross_site: false,
+            has_passed_here: false,
+        };
+        for (name, value) in headers {
+            match name.as_str() {
+                "host" => fields.host.add(value),
+                "transfer-encoding" => fields.transfer_encoding.add(value),
+                "origin" => fields.origin.add(value),
+                CALLER_TOKEN => fields.caller_token.add(value),
+                "sec-fetch-site" => fields.is_cross_site |= is_cross_site(value.as_bytes()),
+                "via" => fields.has_passed_here |= names_this_proxy(value.as_bytes()),
+                _ => {}
             }
         }
-        let host = host.ok_or(Error::BadRequest("the Host field is missing"))?;
-        Ok(Fields { host, cross_site, caller_token, is_loop })
+        fields
     }
 }
 
-struct Fields<'a> {
-    host: &'a HeaderValue,
-    cross_site: bool,
-    caller_token: Option<&'a HeaderValue>,
-    is_loop: bool,
-}
-
-/// The authorities that the proxy answers to.
-#[derive(Debug)]
-struct Authorities {
-    listeners: Vec<u16>,
-    upstream_host: String,
-    upstream_ports: [u16; 3],
-    configured: Vec<String>,
-}
-
-impl Authorities {
-    fn check(&self, host: &[u8], port: Option<u16>) -> Result<(), Error> {
-        let own_port = port.is_none_or(|port| self.listeners.contains(&port));
-        let allowed = (is_loopback_name(host) && own_port)
-            || (host.eq_ignore_ascii_case(self.upstream_host.as_bytes())
-                && (own_port || port.is_some_and(|port| self.upstream_ports.contains(&port))))
-            || self.configured.iter().any(|configured| match split_authority(configured.as_bytes()) {
-                Some((name, None)) => host.eq_ignore_ascii_case(name) && own_port,
-                Some((name, exactly)) => host.eq_ignore_ascii_case(name) && port == exactly,
-                None => false,
-            });
-        if allowed { Ok(()) } else { Err(Error::MisdirectedRequest) }
-    }
-
-    /// Whether an `Origin` is of a host that the proxy answers to, whatever its port; `null` and what is malformed is not.
-    fn is_own_origin(&self, origin: &[u8]) -> bool {
-        let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
-        authority.and_then(split_authority).is_some_and(|(host, _)| self.check(host, None).is_ok() || self.is_configured_host(host))
-    }
-
-    fn is_configured_host(&self, host: &[u8]) -> bool {
-        self.configured
-            .iter()
-            .filter_map(|configured| split_authority(configured.as_bytes()))
-            .any(|(name, _)| host.eq_ignore_ascii_case(name))
+/// Hyper takes anything that ends in `chunked`; the codings before it would be forwarded unnamed (RFC 9112 section 6.1, matrix A24).
+fn check_framing(transfer_encoding: Field) -> Result<(), Error> {
+    match transfer_encoding {
+        Field::Absent => Ok(()),
+        Field::Once(coding) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        Field::Once(_) | Field::Repeated => Err(Error::BadRequest("the Transfer-Encoding field is not chunked alone")),
     }
 }
 
-/// Names that an attacker cannot point anywhere else.
-fn is_loopback_name(host: &[u8]) -> bool {
-    host.eq_ignore_ascii_case(b"localhost") || host == b"127.0.0.1" || host == b"[::1]"
+fn check_length(target: &http::Uri) -> Result<(), Error> {
+    let authority = target.authority().map_or(0, |authority| authority.as_str().len());
+    let path_and_query = target.path_and_query().map_or(0, |path| path.as_str().len());
+    if authority + path_and_query > MAX_TARGET_BYTES { Err(Error::UriTooLong) } else { Ok(()) }
 }
 
 /// `same-site` is another origin too: another port of localhost, say (Fetch Metadata section 2.3).
@@ -276,10 +287,10 @@ fn names_this_proxy(via: &[u8]) -> bool {
 }
 
 /// `OPTIONS` for the proxy itself: for `*` (RFC 9112 section 3.2.4), for the absolute form with an empty path, which means the same, or with no
-/// forward left (RFC 9110 section 7.6.2).
+/// forward left (RFC 9110 section 7.6.2). The `http` crate makes an empty path `/`, so that the absolute form with `/` is answered here as well.
 fn answer_locally(head: &request::Parts) -> Option<Response<Bytes>> {
     let target = &head.uri;
-    let asks_the_server = target.path() == "*" || (target.authority().is_some() && target.path_and_query().is_none_or(|path| path == "/"));
+    let asks_the_server = target.path() == "*" || (target.authority().is_some() && target.path() == "/" && target.query().is_none());
     if head.method != Method::OPTIONS || !(asks_the_server || headers::max_forwards(&head.headers) == Some(0)) {
         return None;
     }
@@ -289,95 +300,144 @@ fn answer_locally(head: &request::Parts) -> Option<Response<Bytes>> {
     Some(response)
 }
 
-/// Host and port of an authority; nothing where it is not exactly that (RFC 9110 section 4.2.3: user information is refused, too).
-pub(super) fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
-    let host_end = match authority {
-        [b'[', rest @ ..] => rest.iter().position(|byte| *byte == b']')? + 2,
-        _ => authority.iter().position(|byte| *byte == b':').unwrap_or(authority.len()),
-    };
-    let (host, port) = authority.split_at(host_end);
-    let valid = match host {
-        [b'[', address @ .., b']'] => std::str::from_utf8(address).is_ok_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
-        [] => false,
-        // RFC 3986 section 3.2.2, less the comma: a list of hosts is not a host.
-        name => name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)),
-    };
-    if !valid {
-        return None;
-    }
-    match port {
-        [] => Some((host, None)),
-        [b':', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
-            Some((host, Some(std::str::from_utf8(digits).ok()?.parse().ok()?)))
-        }
-        _ => None,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use http::Request;
 
-/// Whether a path is `/api-tokens` or below in any spelling that some server could take for it. In doubt it is.
-///
-/// Servers differ in what they decode, and when: percent-encoding once or more, backslashes, `;` parameters, dot segments, repeated slashes, case,
-/// what follows a NUL. So the path is taken apart in the most generous way, and it is enough that it passes through `/api-tokens` at any moment.
-pub fn is_minting(path: &str) -> bool {
-    let plain =
-        !path.bytes().any(|byte| matches!(byte, b'%' | b'\\' | b';' | b'.') || byte <= b' ' || byte >= 0x7f) && !path.contains("//");
-    if plain {
-        return path.strip_prefix('/').is_some_and(|path| path.split('/').next().is_some_and(|first| first.eq_ignore_ascii_case(TOKENS)));
+    use super::*;
+
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+
+    fn guard(toml: &str) -> Guard {
+        let config = Config::from_toml(&format!("[credentials]\ntoken_file = \"/token\"\n{toml}")).expect("a valid configuration");
+        Guard::new(&config, &[8080], None)
     }
-    let mut depth: Vec<bool> = Vec::new();
-    for segment in decode_fully(path.as_bytes()).split(|byte| matches!(byte, b'/' | b'\\')) {
-        match essence(segment) {
-            b"" | b"." => {}
-            b".." => {
-                depth.pop();
+
+    fn head(method: &str, target: &str, fields: Lines) -> request::Parts {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a valid request").into_parts().0
+    }
+
+    /// The `code` of the refusal, `local`, or the origin with which the request is admitted.
+    fn judge(guard: &Guard, head: &request::Parts) -> String {
+        match guard.check(head) {
+            Ok(Verdict::Forward(admitted)) => format!("{}://{}", admitted.scheme(), admitted.authority().escape_ascii()),
+            Ok(Verdict::AnswerLocally(answer)) => {
+                assert_eq!((answer.status(), answer.headers()[ALLOW].to_str().unwrap()), (StatusCode::NO_CONTENT, PROXIED_METHODS));
+                "local".to_owned()
             }
-            segment => {
-                let is_tokens = segment.eq_ignore_ascii_case(TOKENS.as_bytes());
-                if depth.is_empty() && is_tokens {
-                    return true;
-                }
-                depth.push(is_tokens);
-            }
+            Err(error) => error.code().to_owned(),
         }
     }
-    false
-}
 
-const TOKENS: &str = "api-tokens";
-
-/// A segment without what a server may cut off or ignore: parameters, a query that was encoded, what follows a control character, outer spaces.
-fn essence(segment: &[u8]) -> &[u8] {
-    let segment = segment.trim_ascii_start();
-    let end = segment.iter().position(|byte| matches!(byte, b';' | b'?' | b'#') || byte.is_ascii_control()).unwrap_or(segment.len());
-    segment[..end].trim_ascii()
-}
-
-/// Percent-decodes until nothing changes; overlong two-byte UTF-8 of an ASCII character counts as that character, as it did with old servers.
-fn decode_fully(path: &[u8]) -> Vec<u8> {
-    let mut current = path.to_vec();
-    loop {
-        let decoded: Vec<u8> = percent_encoding::percent_decode(&current).collect();
-        if decoded == current {
-            return shorten_overlong(&decoded);
+    #[test]
+    fn requests_are_admitted_refused_or_answered() {
+        const HOST: (&str, &str) = ("host", "LocalHost:8080");
+        let guard = guard("");
+        let rows: &[(&str, &str, Lines, &str)] = &[
+            ("GET", "/inputs/", &[HOST], "http://LocalHost:8080"),
+            ("GET", "/inputs/", &[("host", "api.upsolver.com")], "http://api.upsolver.com"),
+            // A11, A12
+            ("GET", "/", &[], "bad_request"),
+            ("GET", "/", &[HOST, HOST], "bad_request"),
+            ("GET", "/", &[("host", "localhost, localhost")], "bad_request"),
+            ("GET", "/", &[("host", "")], "bad_request"),
+            // A14, A15, B26
+            ("GET", "http://api.upsolver.com/x", &[("host", "evil.example")], "http://api.upsolver.com"),
+            ("GET", "https://api.upsolver.com/x", &[HOST], "https://api.upsolver.com"),
+            ("GET", "http://api.upsolver.com/x", &[("host", "a, b")], "bad_request"),
+            ("GET", "http://api.upsolver.com/x", &[], "bad_request"),
+            ("GET", "http://evil.example/x", &[HOST], "misdirected_request"),
+            ("GET", "http://169.254.169.254/", &[HOST], "misdirected_request"),
+            ("GET", "http://user@localhost/", &[HOST], "bad_request"),
+            ("GET", "ftp://localhost/", &[HOST], "bad_request"),
+            ("GET", "/", &[("host", "evil.example:8080")], "misdirected_request"),
+            // A16, A17, A18
+            ("GET", "*", &[HOST], "bad_request"),
+            ("GET", "localhost:443", &[HOST], "bad_request"),
+            ("OPTIONS", "*", &[HOST], "local"),
+            ("OPTIONS", "http://localhost", &[HOST], "local"),
+            ("OPTIONS", "http://localhost?x", &[HOST], "http://localhost"),
+            ("OPTIONS", "/", &[HOST], "http://LocalHost:8080"),
+            ("OPTIONS", "/x", &[HOST, ("max-forwards", "0")], "local"),
+            ("OPTIONS", "/x", &[HOST, ("max-forwards", "1")], "http://LocalHost:8080"),
+            ("OPTIONS", "/x", &[HOST, ("max-forwards", "none")], "http://LocalHost:8080"),
+            ("GET", "/x", &[HOST, ("max-forwards", "0")], "http://LocalHost:8080"),
+            // A19, A20, B17
+            ("CONNECT", "api.upsolver.com:443", &[HOST], "method_not_allowed"),
+            ("TRACE", "/", &[HOST], "method_not_allowed"),
+            ("trace", "/", &[HOST], "http://LocalHost:8080"),
+            ("PROPFIND", "/", &[HOST], "http://LocalHost:8080"),
+            // A24
+            ("POST", "/", &[HOST, ("transfer-encoding", " Chunked\t")], "http://LocalHost:8080"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "gzip, chunked")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "chunked, chunked")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", ", chunked")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "identity")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "\"chunked\"")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "")], "bad_request"),
+            ("POST", "/", &[HOST, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], "bad_request"),
+            // Ambiguous framing closes the connection, whatever else is wrong.
+            ("TRACE", "/api-tokens", &[("transfer-encoding", "gzip, chunked")], "bad_request"),
+            // A10
+            ("GET", "/", &[HOST, ("via", "1.0 fred, HTTP/1.1  Upsolver-Auth-Proxy (x)")], "loop_detected"),
+            ("GET", "/", &[HOST, ("via", "1.0 fred"), ("via", "1.1 upsolver-auth-proxy")], "loop_detected"),
+            ("GET", "/", &[HOST, ("via", "1.1 my-upsolver-auth-proxy, 1.1 x (upsolver-auth-proxy)")], "http://LocalHost:8080"),
+            // B28 to B30
+            ("GET", "/", &[HOST, ("sec-fetch-site", "cross-site")], "cross_site_request"),
+            ("GET", "/", &[HOST, ("sec-fetch-site", " Same-Site ")], "cross_site_request"),
+            ("GET", "/", &[HOST, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], "cross_site_request"),
+            ("GET", "/", &[HOST, ("sec-fetch-site", "same-origin")], "http://LocalHost:8080"),
+            ("GET", "/", &[HOST, ("origin", "http://localhost:8080")], "http://LocalHost:8080"),
+            ("GET", "/", &[HOST, ("origin", "http://localhost:3000")], "cross_site_request"),
+            ("GET", "/", &[HOST, ("origin", "null")], "cross_site_request"),
+            ("GET", "/", &[HOST, ("origin", "http://localhost"), ("origin", "http://localhost")], "cross_site_request"),
+            ("OPTIONS", "/x", &[HOST, ("origin", "https://evil.example"), ("access-control-request-method", "POST")], "cross_site_request"),
+            ("OPTIONS", "*", &[HOST, ("origin", "https://evil.example")], "cross_site_request"),
+            // B16, B18
+            ("POST", "/api-tokens/", &[HOST], "minting_denied"),
+            ("GET", "/x/%2e%2e/API-tokens?x", &[HOST], "minting_denied"),
+            ("GET", "http://api.upsolver.com/api-tokens", &[HOST], "minting_denied"),
+            ("GET", "/inputs?path=/api-tokens", &[HOST], "http://LocalHost:8080"),
+        ];
+        for (method, target, fields, expected) in rows {
+            assert_eq!(judge(&guard, &head(method, target, fields)), *expected, "{method} {target} {fields:?}");
         }
-        current = decoded;
     }
-}
 
-fn shorten_overlong(bytes: &[u8]) -> Vec<u8> {
-    let mut shortened = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&first, tail)) = rest.split_first() {
-        match (first, tail) {
-            (0xc0 | 0xc1, [second @ 0x80..=0xbf, after @ ..]) => {
-                shortened.push((first & 1) << 6 | (second & 0x3f));
-                rest = after;
-            }
-            _ => {
-                shortened.push(first);
-                rest = tail;
-            }
-        }
+    #[test]
+    fn b18_minting_is_opt_in() {
+        let guard = guard("[policy]\nallow_minting = true");
+        assert_eq!(judge(&guard, &head("POST", "/api-tokens/", &[("host", "localhost")])), "http://localhost");
     }
-    shortened
+
+    #[test]
+    fn b13_the_longest_target_has_16_kib() {
+        let guard = guard("");
+        let target = |length: usize| format!("/{}", "x".repeat(length - 1));
+        assert_eq!(judge(&guard, &head("GET", &target(MAX_TARGET_BYTES), &[("host", "localhost")])), "http://localhost");
+        assert_eq!(judge(&guard, &head("GET", &target(MAX_TARGET_BYTES + 1), &[("host", "localhost")])), "uri_too_long");
+    }
+
+    #[test]
+    fn b31_the_caller_token_is_demanded_once_and_exactly_and_can_be_replaced() {
+        const HOST: (&str, &str) = ("host", "localhost");
+        let secret = |value: &str| Token::new(value.to_owned()).expect("a legal secret");
+        let caller_token = CallerToken::new(secret("right"));
+        let guard = Guard { caller_token: Some(caller_token.clone()), ..guard("") };
+        let code = |fields: Lines| judge(&guard, &head("GET", "/", fields));
+        assert_eq!(code(&[HOST, (CALLER_TOKEN, "right")]), "http://localhost");
+        for given in ["", "wrong", "righ", "rightx", "RIGHT"] {
+            assert_eq!(code(&[HOST, (CALLER_TOKEN, given)]), "caller_token_required", "{given}");
+        }
+        assert_eq!(code(&[HOST]), "caller_token_required");
+        assert_eq!(code(&[HOST, (CALLER_TOKEN, "right"), (CALLER_TOKEN, "right")]), "caller_token_required");
+        assert_eq!(code(&[HOST, ("x_upsolver_auth_proxy_token", "right")]), "caller_token_required");
+        caller_token.replace(secret("other"));
+        assert_eq!(code(&[HOST, (CALLER_TOKEN, "right")]), "caller_token_required");
+        assert_eq!(code(&[HOST, (CALLER_TOKEN, "other")]), "http://localhost");
+    }
 }

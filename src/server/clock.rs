@@ -167,15 +167,15 @@ impl Clock {
 
     /// Resolves when a limit of the exchange runs out ([`Phase::Upload`], [`Phase::Response`]). For one waiter at a time.
     pub async fn expired(&self) -> Expired {
-        poll_fn(|cx| match self.expired.take() {
-            Some(expired) => Poll::Ready(expired),
-            None => {
-                let mut waiter = self.waiter.borrow_mut();
-                if !waiter.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    *waiter = Some(cx.waker().clone());
-                }
-                Poll::Pending
+        poll_fn(|cx| {
+            if let Some(expired) = self.expired.take() {
+                return Poll::Ready(expired);
             }
+            let mut waiter = self.waiter.borrow_mut();
+            if !waiter.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waiter = Some(cx.waker().clone());
+            }
+            Poll::Pending
         })
         .await
     }
@@ -222,8 +222,8 @@ mod tests {
         let limits = Limits {
             idle: Duration::from_secs(75),
             head: Duration::from_secs(10),
-            body_idle: Duration::from_secs(60),
-            response: Duration::from_secs(120),
+            body_idle: Duration::from_mins(1),
+            response: Duration::from_mins(2),
         };
         Clock::new(limits)
     }

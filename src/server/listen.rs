@@ -53,7 +53,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds `addresses`, each `workers` times (SO_REUSEPORT; a Unix socket is shared). The result has one list for each worker.
+/// Binds `addresses`, each `workers` times (`SO_REUSEPORT`; a Unix socket is shared). The result has one list for each worker.
 ///
 /// `localhost` is 127.0.0.1 and, where the host has IPv6, `::1`; a port 0 is chosen once for both.
 pub fn bind(addresses: &[ListenAddress], unix_mode: u32, workers: usize) -> Result<Vec<Vec<Bound>>, BindError> {
@@ -91,7 +91,7 @@ fn bind_tcp(address: SocketAddr, lists: &mut [Vec<Bound>]) -> Result<SocketAddr,
             list.push(Bound::Tcp(listening(tcp_socket(bound, true).map_err(bind_error)?).map_err(bind_error)?));
         }
     } else if let Some(list) = lists.first_mut() {
-        list.push(Bound::Tcp(listening(first.into()).map_err(bind_error)?));
+        list.push(Bound::Tcp(listening(first).map_err(bind_error)?));
     }
     Ok(bound)
 }

@@ -88,14 +88,15 @@ impl Watched {
         self.stream.as_mut().expect("present until dropped")
     }
 
-    /// Holds the end of the downstream's sending side back while its request is complete and not yet answered.
+    /// Holds the end of the downstream's sending side back while its request is not yet answered. Whether the request is complete is not known here:
+    /// hyper may have read the last of its body, and the upstream not yet have taken it. One that is not complete ends with the grace.
     fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.clock.phase() {
-            Phase::Waiting | Phase::Response if !self.clock.is_upload_pending() => {
+            Phase::Relay if !self.clock.is_upload_pending() => Poll::Pending,
+            Phase::Waiting | Phase::Upload | Phase::Response | Phase::Relay => {
                 self.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSE_GRACE))).as_mut().poll(cx)
             }
-            Phase::Relay if !self.clock.is_upload_pending() => Poll::Pending,
-            Phase::Idle | Phase::Head | Phase::Waiting | Phase::Upload | Phase::Response | Phase::Relay => Poll::Ready(()),
+            Phase::Idle | Phase::Head => Poll::Ready(()),
         }
     }
 }

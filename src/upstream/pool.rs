@@ -44,7 +44,7 @@ const MAX_STREAMS: usize = 100;
 /// What can be known of a request that brought no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// The upstream said that it did not process it (HTTP/2 REFUSED_STREAM, or a GOAWAY that leaves the stream out; RFC 9113 section 8.7).
+    /// The upstream said that it did not process it (HTTP/2 `REFUSED_STREAM`, or a GOAWAY that leaves the stream out; RFC 9113 section 8.7).
     NotProcessed,
     /// A pooled connection closed before the first byte of the reply. It was probably closed before the request came, but nobody knows.
     ClosedBeforeReply,
@@ -175,7 +175,7 @@ where
                     Ok(response) => return Ok(response),
                     Err(failure) => (failure, reused),
                 },
-                Acquired::Http2 { connection, reused } => match self.send_http2(&connection, request).await {
+                Acquired::Http2 { connection, reused } => match self.send_http2(&connection, request, reused).await {
                     Ok(response) => return Ok(response),
                     Err(failure) => (failure, reused),
                 },
@@ -293,7 +293,7 @@ where
         }
     }
 
-    async fn send_http2(&self, connection: &Rc<Http2<B>>, request: Request<B>) -> Result<Response<ReplyBody<B>>, Failure<B>> {
+    async fn send_http2(&self, connection: &Rc<Http2<B>>, request: Request<B>, reused: bool) -> Result<Response<ReplyBody<B>>, Failure<B>> {
         let stream = StreamCount::new(Rc::clone(connection));
         match connection.sender.clone().try_send_request(self.to_http2(request)).await {
             Ok(response) => Ok(response.map(|incoming| ReplyBody::new(incoming, Held::Http2(stream)))),
@@ -303,6 +303,8 @@ where
                 let what = match returned {
                     Some(request) => Unsent::Returned(Box::new(self.to_http1(request))),
                     None if not_processed(&error) => Unsent::Evidence(Evidence::NotProcessed),
+                    // No head came on this stream, or this would be no error; and it was not the stream alone that ended.
+                    None if reused && !error.is_user() && !is_reset(&error) => Unsent::Evidence(Evidence::ClosedBeforeReply),
                     None => Unsent::Unknown,
                 };
                 // Whatever broke this stream, a new request is better off elsewhere if the connection is going away.
@@ -361,10 +363,17 @@ fn classify(error: hyper::Error) -> SendError {
     if error.is_user() { SendError::RequestBody(error) } else { SendError::Protocol(error) }
 }
 
-/// RFC 9113 section 8.7: REFUSED_STREAM, and a GOAWAY whose last stream id is below this stream's (h2 fails only those with it).
+fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>())
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    http2_cause(error).is_some_and(h2::Error::is_reset)
+}
+
+/// RFC 9113 section 8.7: `REFUSED_STREAM`, and a GOAWAY whose last stream id is below this stream's (h2 fails only those with it).
 fn not_processed(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|error| {
+    http2_cause(error).is_some_and(|error| {
         error.is_remote()
             && ((error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
                 || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)))

@@ -3,6 +3,10 @@
 //!
 //! Every proxy that a test starts logs at level trace, and every test fails if a secret shows in what the proxy printed.
 
+// Waiting is real here; no test of this binary pauses the clock.
+#![allow(clippy::disallowed_types)]
+#![allow(clippy::print_stderr)]
+
 mod clients;
 mod connection_life;
 mod desync;
