@@ -200,7 +200,8 @@ fn bodies_over_the_limit_are_refused() {
     assert_eq!(wire.refused("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n01234567890").code(), "body_too_large");
     // Without a length it shows in passing; the upstream never gets the whole.
     let endless = "6\r\n567890\r\n".repeat(100_000);
-    let status = wire.never_completed(format!("POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n{endless}"));
+    let status =
+        wire.never_completed(format!("POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n{endless}"));
     assert_eq!(status, Some(413));
 }
 
