@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -268,7 +268,7 @@ impl Proxy {
 
     /// Everything printed so far.
     pub(crate) fn log(&self) -> String {
-        self.output.lines.lock().expect("no reader panics").join("\n")
+        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
     /// Process id.
