@@ -137,7 +137,9 @@ fn b01_http_garden_never_gets_a_second_request_through() {
     let wire = Wire::set(&["listen.header_timeout=1s", "listen.idle_timeout=200ms", "upstream.body_idle_timeout=1s"]);
     for (payload, strictly) in GARDEN {
         let forwarded = leaving(&wire, payload);
-        forwarded.iter().for_each(|request| wire.assert_ours(request));
+        for request in &forwarded {
+            wire.assert_ours(request);
+        }
         let got: Vec<_> =
             forwarded.iter().map(|request| (request.start.trim_end_matches(" HTTP/1.1"), String::from_utf8_lossy(&request.body))).collect();
         let got: Vec<_> = got.iter().map(|(start, body)| (*start, &**body)).collect();

@@ -396,9 +396,9 @@ fn a_reply_that_breaks_off_breaks_off_downstream() {
             let head = downstream.read_head().expect("a head");
             assert_eq!(head.status(), 200);
             if reset {
-                upstream.reset()
+                upstream.reset();
             } else {
-                drop(upstream)
+                drop(upstream);
             }
             let rest = downstream.read_to_end();
             let complete = match (head.header("content-length"), head.header("transfer-encoding")) {
