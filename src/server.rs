@@ -142,6 +142,7 @@ async fn connection<S, F, B>(
     let Some(stream) = handshake(stream, tls, settings.limits.head).await else { return };
     let clock = Rc::new(Clock::new(settings.limits));
     let returned: Returned = Rc::default();
+    let _abandoned = Abandoned(Rc::clone(&returned));
     let end = {
         let io = TokioIo::new(Watched::new(stream, Rc::clone(&clock), Rc::clone(&returned)));
         let clock = Rc::clone(&clock);
@@ -158,7 +159,12 @@ async fn connection<S, F, B>(
             loop {
                 tokio::select! {
                     biased;
-                    result = http.as_mut() => break if result.is_ok() { End::Closed } else { End::Broken },
+                    result = http.as_mut() => break match result {
+                        Ok(()) => End::Closed,
+                        // The response's body broke off: hyper calls what its user gives it the user's error.
+                        Err(error) if error.is_user() => End::Cut,
+                        Err(_) => End::Broken,
+                    },
                     phase = clock.watch() => break End::Expired(phase),
                     // Finishes the exchange in flight, or closes an idle connection.
                     () = reached(&mut stage, Stage::Drain), if !draining.get() => {
@@ -174,15 +180,41 @@ async fn connection<S, F, B>(
     match end {
         End::Expired(Phase::Head) => say(stream, &settings.too_slow).await,
         End::Closed | End::Broken if clock.is_upload_pending() || matches!(end, End::Broken) => linger(stream).await,
+        End::Cut | End::Expired(Phase::Relay) => cut(stream),
         End::Closed | End::Broken | End::Expired(_) => {}
     }
 }
 
 /// How hyper's part of a connection ended.
 enum End {
+    /// In good order.
     Closed,
+    /// By what the downstream sent, or because it left.
     Broken,
+    /// In the middle of a response.
+    Cut,
     Expired(Phase),
+}
+
+/// Cuts a connection whose task is aborted in the middle of an exchange, as the end of the drain does. To be dropped after hyper's part.
+struct Abandoned(Returned);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            cut(stream);
+        }
+    }
+}
+
+/// Ends a connection so that nobody can take what was sent for the whole: a response to HTTP/1.0 may end with its connection, and only a reset tells
+/// that from a clean end (RFC 9112 section 8). TLS has no `close_notify` then, which says the same.
+fn cut(stream: Stream) {
+    if let Stream::Tcp(stream) = &stream {
+        // A socket that refuses is closed all the same.
+        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    }
+    drop(stream);
 }
 
 /// TLS where it is configured, within `limit`. A failed handshake is the downstream's to notice.

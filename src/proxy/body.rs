@@ -66,7 +66,10 @@ impl Body for ResponseBody {
         };
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                None => None,
+                None => {
+                    this.exchange.complete();
+                    None
+                }
                 Some(Err(error)) => {
                     this.exchange.broke_off(&error);
                     Some(Err(BrokenOff))
@@ -74,10 +77,14 @@ impl Body for ResponseBody {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.exchange.relayed(data.len() as u64);
+                        if body.is_end_stream() {
+                            this.exchange.complete();
+                        }
                         Some(Ok(Frame::data(data)))
                     }
                     Err(frame) => match frame.into_trailers() {
                         Ok(mut trailers) if wants_trailers => {
+                            this.exchange.complete();
                             headers::clean_trailers(&mut trailers, authorization);
                             Some(Ok(Frame::trailers(trailers)))
                         }

@@ -106,6 +106,11 @@ impl Exchange {
         }
     }
 
+    /// The upstream's response has come to its end.
+    pub(super) fn complete(&self) {
+        self.clock.set_open_ended(false);
+    }
+
     /// Bytes of the response body went on.
     pub(super) fn relayed(&mut self, bytes: u64) {
         self.response_bytes += bytes;

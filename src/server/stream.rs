@@ -39,6 +39,17 @@ macro_rules! each {
     };
 }
 
+impl Stream {
+    /// Closing resets the connection from now on. A TLS stream needs none: without its `close_notify` its end is known to be untimely. Nor can a Unix
+    /// socket be reset.
+    fn reset_when_dropped(&self) {
+        if let Self::Tcp(stream) = self {
+            // A socket that refuses the option is closed all the same, only less tellingly.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buffer))
@@ -88,21 +99,28 @@ impl Watched {
         self.stream.as_mut().expect("present until dropped")
     }
 
-    /// Holds the end of the downstream's sending side back while its request is complete and not yet answered.
+    /// Holds the end of the downstream's sending side back while its request is not yet answered. Whether the request is complete is not known here:
+    /// hyper may have read the last of its body, and the upstream not yet have taken it. One that is not complete ends with the grace.
     fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.clock.phase() {
-            Phase::Waiting | Phase::Response if !self.clock.is_upload_pending() => {
+            Phase::Relay if !self.clock.is_upload_pending() => Poll::Pending,
+            Phase::Waiting | Phase::Upload | Phase::Response | Phase::Relay => {
                 self.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSE_GRACE))).as_mut().poll(cx)
             }
-            Phase::Relay if !self.clock.is_upload_pending() => Poll::Pending,
-            Phase::Idle | Phase::Head | Phase::Waiting | Phase::Upload | Phase::Response | Phase::Relay => Poll::Ready(()),
+            Phase::Idle | Phase::Head => Poll::Ready(()),
         }
     }
 }
 
 impl Drop for Watched {
+    /// Gives the stream back; unless the response has no end yet that its downstream could see, which then must not see one.
     fn drop(&mut self) {
-        self.returned.set(self.stream.take());
+        let stream = self.stream.take();
+        if self.clock.is_open_ended() {
+            stream.iter().for_each(Stream::reset_when_dropped);
+        } else {
+            self.returned.set(stream);
+        }
     }
 }
 

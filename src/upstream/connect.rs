@@ -204,9 +204,17 @@ impl Connector {
         ConnectError::Unreachable { target, reason }
     }
 
+    /// What TLS itself has against the upstream is told from a connection that broke meanwhile.
+    fn explain_handshake(&self, error: &io::Error) -> ConnectError {
+        let target = self.name();
+        match tls::explain(error) {
+            Some(reason) => ConnectError::Tls { target, reason },
+            None => ConnectError::Unreachable { target, reason: format!("it ended the connection during the TLS handshake: {error}") },
+        }
+    }
+
     async fn handshake(&self, tls: &TlsConnector, name: ServerName<'static>, stream: TcpStream) -> Result<Connection, ConnectError> {
-        let mut stream =
-            tls.connect(name, stream).await.map_err(|error| ConnectError::Tls { target: self.name(), reason: tls::explain(&error) })?;
+        let mut stream = tls.connect(name, stream).await.map_err(|error| self.explain_handshake(&error))?;
         let session = stream.get_mut().1;
         session.set_buffer_limit(Some(TLS_BUFFER_LIMIT));
         let http2 = session.alpn_protocol() == Some(b"h2");
@@ -224,6 +232,8 @@ pub struct Connection {
     stream: Stream,
     received: Rc<Cell<u64>>,
     http2: bool,
+    /// The upstream takes nothing more; see [`Connection::unless_closed`].
+    closed_for_writing: bool,
 }
 
 #[derive(Debug)]
@@ -234,12 +244,24 @@ enum Stream {
 
 impl Connection {
     fn new(stream: Stream, http2: bool) -> Self {
-        Self { stream, received: Rc::default(), http2 }
+        Self { stream, received: Rc::default(), http2, closed_for_writing: false }
     }
 
     /// Whether ALPN chose HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.http2
+    }
+
+    /// An upstream that refuses an upload answers and closes, and the rest of the upload meets a closed connection. The answer has arrived by then, so a
+    /// failed write must not end the exchange (RFC 9112 section 9.5): from then on what is written is dropped, and reading tells how it ended.
+    fn unless_closed(&mut self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Err(error)) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                self.closed_for_writing = true;
+                Poll::Ready(Ok(length))
+            }
+            other => other,
+        }
     }
 
     /// Bytes received so far, TLS apart: tells whether any of a reply arrived before the connection closed.
@@ -263,17 +285,28 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        if this.closed_for_writing {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        this.unless_closed(written, bytes.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        if this.closed_for_writing {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        // Nothing is counted here, so any length will do.
+        this.unless_closed(flushed.map_ok(|()| 0), 0).map_ok(|_| ())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -291,9 +324,15 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        if this.closed_for_writing {
+            return Poll::Ready(Ok(length));
+        }
+        let written = match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        };
+        this.unless_closed(written, length)
     }
 }
