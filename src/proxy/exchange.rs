@@ -13,6 +13,7 @@ use super::error::Error;
 use crate::metrics::{ResponseSource, WorkerMetrics};
 use crate::server::clock::{Clock, Phase};
 use crate::telemetry::{AccessLog, AccessRecord};
+use crate::upstream::pool::ReplyError;
 
 /// What the log says of a downstream that left before its response began; nginx's number for it, never sent.
 const DOWNSTREAM_CLOSED: u16 = 499;
@@ -118,7 +119,7 @@ impl Exchange {
     }
 
     /// The upstream's body broke off; the downstream's is broken off too.
-    pub(super) fn broke_off(&mut self, error: &hyper::Error) {
+    pub(super) fn broke_off(&mut self, error: &ReplyError) {
         self.code = Some("upstream_protocol");
         self.metrics.error("upstream_protocol");
         tracing::warn!(code = "upstream_protocol", method = %self.method, status = self.status.as_u16(), %error, "the upstream's response broke off");

@@ -160,7 +160,8 @@ where
     }
 
     /// Sends `request` and waits for the response head. Where the connection fails and nothing was sent, the same request goes to another one; where
-    /// there is [`Evidence`] that it was not processed, `again` decides, once for each pooled connection that fails and at most once for a new one.
+    /// there is [`Evidence`] that it was not processed, `again` decides: once for each pooled connection that fails, at most once for a new one, and at
+    /// most once where the upstream said so.
     ///
     /// Has no timeout but the connect timeout. Dropping the future closes the connection (HTTP/2: resets the stream). `now` is the time, which the
     /// caller has at hand; another reading of the clock costs a percent of a request.
@@ -170,7 +171,7 @@ where
         now: Instant,
         mut again: impl FnMut(Evidence) -> Option<Request<B>>,
     ) -> Result<Response<ReplyBody<B>>, SendError> {
-        let mut new_connection_failed = false;
+        let (mut new_connection_failed, mut not_processed_before) = (false, false);
         loop {
             let (sent, reused) = match self.acquire(now).await? {
                 Acquired::Http1 { connection, reused } => (self.send_http1(connection, request, reused).await, reused),
@@ -185,6 +186,8 @@ where
             }
             request = match failure.what {
                 Unsent::Returned(request) => *request,
+                // Once: an HTTP/2 connection stays in the pool whatever becomes of its streams, and an upstream that refuses again wants to be left alone.
+                Unsent::Evidence(Evidence::NotProcessed) if std::mem::replace(&mut not_processed_before, true) => return Err(failure.error),
                 Unsent::Evidence(evidence) => match again(evidence) {
                     Some(request) => request,
                     None => return Err(failure.error),
@@ -433,6 +436,18 @@ enum Held<B: Body> {
     Http2(#[expect(dead_code, reason = "held to be dropped")] StreamCount<B>),
 }
 
+/// Why a response body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplyError {
+    /// The connection or the stream broke, or what came is not HTTP.
+    #[error("{}", describe(.0))]
+    Broken(hyper::Error),
+    /// HTTP/2: the stream was reset before its end. With NO_ERROR that is legal behind a complete response only (RFC 9113 section 8.1), but hyper takes
+    /// it for the end wherever it comes.
+    #[error("the upstream reset the stream before the end of the response")]
+    Reset,
+}
+
 /// A response body on its way from the upstream. At its end the connection returns to the pool; dropped before, the connection is closed (HTTP/2: the
 /// stream is reset).
 pub struct ReplyBody<B: Body> {
@@ -458,14 +473,19 @@ impl<B: Body> ReplyBody<B> {
 
 impl<B: Body> Body for ReplyBody<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReplyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if frame.is_none() || self.incoming.is_end_stream() {
+        let ended = self.incoming.is_end_stream();
+        if frame.is_none() && !ended && matches!(self.held, Some(Held::Http2(_))) {
+            self.finish();
+            return Poll::Ready(Some(Err(ReplyError::Reset)));
+        }
+        if frame.is_none() || ended {
             self.finish();
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(ReplyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {
