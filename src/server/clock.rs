@@ -81,6 +81,14 @@ pub struct Clock {
     open_ended: Cell<bool>,
     expired: Cell<Option<Expired>>,
     waiter: RefCell<Option<Waker>>,
+    turn: Cell<Turn>,
+}
+
+/// Whether the connection is being polled, and what was read from the system's clock since that began.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Out,
+    In(Option<Instant>),
 }
 
 /// Which limit of an exchange ran out, and whose fault it is.
@@ -106,6 +114,28 @@ impl Clock {
             open_ended: Cell::new(false),
             expired: Cell::new(None),
             waiter: RefCell::new(None),
+            turn: Cell::new(Turn::Out),
+        }
+    }
+
+    /// Runs one poll of the connection, in which time stands still: several steps of an exchange happen in each, and one reading serves them all.
+    pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Turn::In(None));
+        let result = poll();
+        self.turn.set(Turn::Out);
+        result
+    }
+
+    /// The time. Within a poll of the connection always the same.
+    pub fn now(&self) -> Instant {
+        match self.turn.get() {
+            Turn::Out => Instant::now(),
+            Turn::In(Some(read)) => read,
+            Turn::In(None) => {
+                let now = Instant::now();
+                self.turn.set(Turn::In(Some(now)));
+                now
+            }
         }
     }
 
@@ -117,7 +147,7 @@ impl Clock {
     /// The exchange moves on.
     pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
-        self.since.set(Instant::now());
+        self.since.set(self.now());
     }
 
     /// A request head is complete; `has_body` where its body is still to be read.
@@ -166,7 +196,7 @@ impl Clock {
     pub(super) fn received(&self) {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head),
-            Phase::Upload | Phase::Relay => self.since.set(Instant::now()),
+            Phase::Upload | Phase::Relay => self.since.set(self.now()),
             // Deadlines: bytes do not move them.
             Phase::Head | Phase::Waiting | Phase::Response => {}
         }
@@ -175,7 +205,7 @@ impl Clock {
     /// Bytes went to the downstream.
     pub(super) fn sent(&self) {
         if matches!(self.phase.get(), Phase::Relay | Phase::Idle) {
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
     }
 
@@ -200,7 +230,7 @@ impl Clock {
         let sleep = tokio::time::sleep(tick);
         tokio::pin!(sleep);
         loop {
-            let now = Instant::now();
+            let now = self.now();
             let phase = self.phase.get();
             let deadline = self.limits.of(phase).map(|limit| self.since.get() + limit);
             if deadline.is_some_and(|deadline| deadline <= now) {
