@@ -10,8 +10,10 @@
 // Samples of metrics are whole numbers.
 #![allow(clippy::float_cmp)]
 
+mod cli;
 mod clients;
 mod connection_life;
+mod contract;
 mod desync;
 mod expect;
 mod faults;
