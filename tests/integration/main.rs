@@ -10,9 +10,11 @@
 // Samples of metrics are whole numbers.
 #![allow(clippy::float_cmp)]
 
+mod admin;
 mod clients;
 mod connection_life;
 mod desync;
+mod egress;
 mod expect;
 mod faults;
 mod framing;
@@ -20,6 +22,7 @@ mod guard;
 mod hop_by_hop;
 mod host_and_target;
 mod http2;
+mod http2_faults;
 mod leaks;
 mod limits;
 mod panics;
@@ -29,3 +32,4 @@ mod responses;
 mod shutdown;
 mod support;
 mod tokens;
+mod unix_and_tls;
