@@ -1,6 +1,8 @@
 //! A proxy between two raw sockets, and the three questions that most tests ask of it: what leaves for the upstream, what comes back to the
 //! downstream, what is refused.
 
+use std::time::Duration;
+
 use super::proxy::{Builder, Proxy, canary};
 use super::raw::{Message, Raw, RawUpstream};
 
@@ -85,6 +87,10 @@ impl Wire {
     pub(crate) fn refused_on(&self, downstream: &mut Raw, request: impl AsRef<[u8]>) -> Message {
         let request = request.as_ref();
         downstream.try_send(request);
+        // Looks at the upstream meanwhile: what leaves would wait for a reply that nobody gives.
+        while downstream.is_silent_for(Duration::from_millis(10)) {
+            assert!(self.upstream.saw_nothing(), "something left for {}", request.escape_ascii());
+        }
         let answer =
             downstream.read_response(request.starts_with(b"HEAD ")).unwrap_or_else(|| panic!("no answer to {}", request.escape_ascii()));
         assert!(self.upstream.saw_nothing(), "something left for {}", request.escape_ascii());
