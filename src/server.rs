@@ -139,7 +139,13 @@ async fn connection<S, F, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Some(stream) = handshake(stream, tls, settings.limits.head).await else { return };
+    // A handshake is no request: the drain does not wait for it.
+    let stream = tokio::select! {
+        biased;
+        stream = handshake(stream, tls, settings.limits.head) => stream,
+        () = reached(&mut stage, Stage::Drain) => None,
+    };
+    let Some(stream) = stream else { return };
     let clock = Rc::new(Clock::new(settings.limits));
     let returned: Returned = Rc::default();
     let _abandoned = Abandoned(Rc::clone(&returned));

@@ -106,8 +106,41 @@ struct Http1<B> {
 struct Http2<B> {
     sender: http2::SendRequest<B>,
     expires: Instant,
-    streams: Cell<usize>,
+    usage: Rc<Usage>,
     last_used: Cell<Instant>,
+}
+
+/// How many streams an HTTP/2 connection carries, which decides whether it counts as idle or as active.
+struct Usage {
+    streams: Cell<usize>,
+    open: Cell<bool>,
+    metrics: Arc<WorkerMetrics>,
+}
+
+impl Usage {
+    fn opened(metrics: Arc<WorkerMetrics>) -> Rc<Self> {
+        metrics.upstream_connections(1, 0);
+        Rc::new(Self { streams: Cell::new(0), open: Cell::new(true), metrics })
+    }
+
+    fn begin_stream(&self) {
+        if self.streams.replace(self.streams.get() + 1) == 0 && self.open.get() {
+            self.metrics.upstream_connections(-1, 1);
+        }
+    }
+
+    fn end_stream(&self) {
+        self.streams.set(self.streams.get() - 1);
+        if self.streams.get() == 0 && self.open.get() {
+            self.metrics.upstream_connections(1, -1);
+        }
+    }
+
+    fn closed(&self) {
+        self.open.set(false);
+        let (idle, active) = if self.streams.get() == 0 { (-1, 0) } else { (0, -1) };
+        self.metrics.upstream_connections(idle, active);
+    }
 }
 
 /// Lets hyper start its HTTP/2 tasks on this thread.
@@ -220,7 +253,7 @@ where
     fn pooled(&self, now: Instant) -> Option<Acquired<B>> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|connection| !connection.sender.is_closed() && connection.expires > now);
-        if let Some(connection) = shared.iter().find(|connection| connection.streams.get() < MAX_STREAMS) {
+        if let Some(connection) = shared.iter().find(|connection| connection.usage.streams.get() < MAX_STREAMS) {
             connection.last_used.set(now);
             return Some(Acquired::Http2 { connection: Rc::clone(connection), reused: true });
         }
@@ -262,13 +295,13 @@ where
 
     async fn start_http2(self: &Rc<Self>, connection: Connection, expires: Instant) -> Result<Acquired<B>, SendError> {
         let (sender, connection) = self.http2.handshake(TokioIo::new(connection)).await.map_err(SendError::Protocol)?;
-        let metrics = Arc::clone(&self.metrics);
-        metrics.upstream_connections(0, 1);
+        let usage = Usage::opened(Arc::clone(&self.metrics));
+        let until_closed = Rc::clone(&usage);
         task::spawn("upstream connection", async move {
             let _ = connection.await;
-            metrics.upstream_connections(0, -1);
+            until_closed.closed();
         });
-        let connection = Rc::new(Http2 { sender, expires, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
+        let connection = Rc::new(Http2 { sender, expires, usage, last_used: Cell::new(Instant::now()) });
         self.shared.borrow_mut().push(Rc::clone(&connection));
         Ok(Acquired::Http2 { connection, reused: false })
     }
@@ -392,14 +425,14 @@ struct StreamCount<B>(Rc<Http2<B>>);
 
 impl<B> StreamCount<B> {
     fn new(connection: Rc<Http2<B>>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        connection.usage.begin_stream();
         Self(connection)
     }
 }
 
 impl<B> Drop for StreamCount<B> {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.usage.end_stream();
         self.0.last_used.set(Instant::now());
     }
 }
@@ -516,7 +549,7 @@ where
             keep
         });
         pool.shared.borrow_mut().retain(|connection| {
-            !connection.sender.is_closed() && (connection.streams.get() > 0 || !stale(connection.expires, connection.last_used.get()))
+            !connection.sender.is_closed() && (connection.usage.streams.get() > 0 || !stale(connection.expires, connection.last_used.get()))
         });
     }
 }
