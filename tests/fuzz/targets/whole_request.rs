@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use upsolver_auth_proxy::fuzzing::{connection, is_minting_path};
 use upsolver_auth_proxy::proxy::guard::Verdict;
 use upsolver_auth_proxy::proxy::headers::{authorize, clean_request};
-use upsolver_auth_proxy::server::clock::Clock;
+use upsolver_auth_proxy::server::clock::{Clock, Phase};
 use upsolver_auth_proxy_fuzz::{AUTHORIZATION, GUARD, HOP_BY_HOP, TOKEN, UPSTREAM};
 
 /// Nothing here waits for anything but bytes that are there already.
@@ -57,6 +57,13 @@ async fn exchange(bytes: &[u8], seen: &Seen) -> Vec<u8> {
 
 async fn serve(request: Request<Incoming>, clock: Rc<Clock>, seen: Seen) -> Response<Full<Bytes>> {
     seen.borrow_mut().push(request.method().clone());
+    let response = answer(request, &clock).await;
+    // Every answer is complete: a downstream that has closed its sending side need not be waited for.
+    clock.enter(Phase::Idle);
+    response
+}
+
+async fn answer(request: Request<Incoming>, clock: &Clock) -> Response<Full<Bytes>> {
     let (mut head, body) = request.into_parts();
     match GUARD.check(&head) {
         Ok(Verdict::Forward(_)) => {}
