@@ -41,6 +41,8 @@ use crate::worker::{self, Worker};
 const LIVE: &[&str] = &["log.level"];
 /// What a shutdown leaves for the token task: a mint in flight may finish, so that its token is known and not orphaned, and tokens may be revoked.
 const TOKEN_GRACE: Duration = Duration::from_secs(5);
+/// What connections with nothing in flight get to close, however short the drain is: closing them cuts nobody off.
+const IDLE_CLOSE: Duration = Duration::from_millis(100);
 
 /// Runs the proxy until a signal or a command stops it.
 pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
@@ -170,6 +172,8 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     tracing::info!(why, delay = ?config.shutdown.delay, drain_timeout = ?config.shutdown.drain_timeout, "stopping");
     notify(&[sd_notify::NotifyState::Stopping]);
     draining.send_replace(true);
+    // Whoever still asks for something is told at once that it is too late.
+    drop(asked);
     let cut = drain(&config, &stage, &mut running, &mut signals).await;
     control.tokens.shutdown().await;
     if tokio::time::timeout(TOKEN_GRACE, tokens.task).await.is_err() {
@@ -215,12 +219,11 @@ async fn drain(
             };
         }
     };
-    if !hurried {
-        tokio::select! {
-            () = collect() => {}
-            () = tokio::time::sleep(config.shutdown.drain_timeout) => {}
-            () = stop_again(signals) => {}
-        }
+    let patience = if hurried { IDLE_CLOSE } else { config.shutdown.drain_timeout.max(IDLE_CLOSE) };
+    tokio::select! {
+        () = collect() => {}
+        () = tokio::time::sleep(patience) => {}
+        () = stop_again(signals) => {}
     }
     stage.send_replace(Stage::Cut);
     collect().await;

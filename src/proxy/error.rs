@@ -240,10 +240,10 @@ impl Error {
     }
 
     /// Whether what follows on the connection cannot be trusted: behind an ambiguous framing the body could be read as the next request (RFC 9112
-    /// section 6.3), and behind a CONNECT it is no HTTP. Where only a body stays unread, the server closes of itself.
+    /// section 6.3), and behind a CONNECT it is no HTTP. Or that nothing more is taken on it, since the proxy stops. Where only a body stays unread, the server closes of itself.
     fn ends_connection(&self) -> bool {
         match self {
-            Self::BadRequest(_) | Self::MethodNotAllowed => true,
+            Self::BadRequest(_) | Self::MethodNotAllowed | Self::Draining => true,
             Self::CrossSiteRequest
             | Self::CallerTokenRequired
             | Self::MintingDenied
@@ -258,7 +258,6 @@ impl Error {
             | Self::UpstreamProtocol(_)
             | Self::TokenUnavailable { .. }
             | Self::Overloaded
-            | Self::Draining
             | Self::UpstreamTimeout(_)
             | Self::LoopDetected
             | Self::DownstreamClosed => false,

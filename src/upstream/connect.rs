@@ -204,9 +204,17 @@ impl Connector {
         ConnectError::Unreachable { target, reason }
     }
 
+    /// What TLS itself has against the upstream is told from a connection that broke meanwhile.
+    fn explain_handshake(&self, error: &io::Error) -> ConnectError {
+        let target = self.name();
+        match tls::explain(error) {
+            Some(reason) => ConnectError::Tls { target, reason },
+            None => ConnectError::Unreachable { target, reason: format!("it ended the connection during the TLS handshake: {error}") },
+        }
+    }
+
     async fn handshake(&self, tls: &TlsConnector, name: ServerName<'static>, stream: TcpStream) -> Result<Connection, ConnectError> {
-        let mut stream =
-            tls.connect(name, stream).await.map_err(|error| ConnectError::Tls { target: self.name(), reason: tls::explain(&error) })?;
+        let mut stream = tls.connect(name, stream).await.map_err(|error| self.explain_handshake(&error))?;
         let session = stream.get_mut().1;
         session.set_buffer_limit(Some(TLS_BUFFER_LIMIT));
         let http2 = session.alpn_protocol() == Some(b"h2");

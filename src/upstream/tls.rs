@@ -44,19 +44,20 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
     Ok(certificates)
 }
 
-/// What went wrong in a handshake, in words that say what to look at. For the log, never for the downstream.
-pub(super) fn explain(error: &std::io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+/// What TLS had against the upstream, in words that say what to look at; nothing where the connection itself failed. For the log, never for the
+/// downstream.
+pub(super) fn explain(error: &std::io::Error) -> Option<String> {
+    let inner = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match inner {
+        rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             format!("{error} (if other programs accept it, check the clock of this machine)")
         }
-        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })) => {
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
             format!("{error} (check the clock of this machine)")
         }
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             format!("{error} (a private certificate authority goes into upstream.ca_file)")
         }
         _ => error.to_string(),
-    }
+    })
 }

@@ -1,6 +1,6 @@
 //! E21: Upsolver's own clients, unmodified, through the proxy against the simulated API.
 //!
-//! They are installed from PyPI into `target/` by pip, pinned. Where python3 or PyPI cannot be had the tests say so loudly and pass; `.ci/run` sets
+//! They are installed from `PyPI` into `target/` by pip, pinned. Where python3 or `PyPI` cannot be had the tests say so loudly and pass; `.ci/run` sets
 //! `UPSOLVER_CLIENTS=required`, which makes that a failure.
 
 use std::path::{Path, PathBuf};

@@ -186,9 +186,9 @@ fn b05_an_aborted_upload_reaches_nobody_else() {
             let mut upstream_a = wire.upstream.accept();
             upstream_a.read_head().expect("a head");
             if reset {
-                a.reset()
+                a.reset();
             } else {
-                drop(a)
+                drop(a);
             }
             let rest = upstream_a.read_to_end();
             assert!(!rest.ends_with(b"0\r\n\r\n"), "the half was sent as a whole: {}", rest.escape_ascii());
@@ -285,7 +285,9 @@ fn b06_every_reply_matches_its_request() {
             .collect();
         let results: Vec<_> = apps.into_iter().map(thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);
-        results.into_iter().for_each(|result| result.expect("every reply matches"));
+        for result in results {
+            result.expect("every reply matches");
+        }
     });
 }
 

@@ -23,7 +23,7 @@ fn b36_b39_nothing_that_travels_shows_in_any_output() {
     let mine: Vec<_> = ["authorization", "password", "cookie", "query", "body", "reply"].map(canary).into();
     let wire = Wire::with(|builder| {
         let builder = builder.env("RUST_LOG", "trace,hyper=trace,h2=trace,rustls=trace,hyper_util=trace,tokio=trace,mio=trace");
-        mine.iter().fold(builder, |builder, secret| builder.secret(secret))
+        mine.iter().fold(builder, super::support::proxy::Builder::secret)
     });
     let [authorization, password, cookie, query, body, reply] = mine.as_slice() else { unreachable!("six were made") };
     let request = format!(
@@ -46,10 +46,10 @@ fn b36_b39_nothing_that_travels_shows_in_any_output() {
     ] {
         let (_, answer) = wire.exchange(&request, answer);
         let head = String::from_utf8_lossy(&answer.head).into_owned();
-        assert_no_secret(&[token.clone()], &head);
+        assert_no_secret(std::slice::from_ref(&token), &head);
         if answer.status() == 502 {
             assert_no_secret(&mine, &answer.text());
-            assert_no_secret(&[token.clone()], &answer.text());
+            assert_no_secret(std::slice::from_ref(&token), &answer.text());
         }
     }
     // Requests that are refused, with secrets in every place that an error could quote.

@@ -5,7 +5,10 @@
 
 // Waiting is real here; no test of this binary pauses the clock.
 #![allow(clippy::disallowed_types)]
+// A failed test shows the proxy's log.
 #![allow(clippy::print_stderr)]
+// Samples of metrics are whole numbers.
+#![allow(clippy::float_cmp)]
 
 mod clients;
 mod connection_life;
@@ -23,5 +26,6 @@ mod panics;
 mod redirects;
 mod replay;
 mod responses;
+mod shutdown;
 mod support;
 mod tokens;

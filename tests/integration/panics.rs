@@ -68,6 +68,6 @@ fn b54_a_panic_ends_one_request_and_no_other() {
     assert_eq!(get(&mut before, "/x"), ok);
     assert_eq!(get(&mut Raw::connect(address), "/x"), ok);
     drop(before);
-    drop(stage);
+    stage.send_replace(Stage::Drain);
     assert_eq!(thread.join().expect("the server outlives the panics"), 0);
 }

@@ -73,7 +73,7 @@ fn b24_any_other_location_is_left_alone() {
         "/a/b".to_owned(),
         "a/b".to_owned(),
         "?q".to_owned(),
-        "".to_owned(),
+        String::new(),
         "https://evil.example/".to_owned(),
         format!("http://{upstream}.evil.example/"),
         format!("http://{upstream}@evil.example/"),

@@ -37,9 +37,9 @@ fn a_bodyless_get_is_repeated_when_a_pooled_connection_closes_before_the_reply()
             downstream.send(format!("{method} /again HTTP/1.1\r\nHost: localhost\r\n\r\n"));
             stale.read_request().expect("the first try");
             if reset {
-                stale.reset()
+                stale.reset();
             } else {
-                drop(stale)
+                drop(stale);
             }
             let mut upstream = wire.upstream.accept();
             let forwarded = upstream.read_request().expect("the second try");

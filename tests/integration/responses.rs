@@ -396,9 +396,9 @@ fn a_reply_that_breaks_off_breaks_off_downstream() {
             let head = downstream.read_head().expect("a head");
             assert_eq!(head.status(), 200);
             if reset {
-                upstream.reset()
+                upstream.reset();
             } else {
-                drop(upstream)
+                drop(upstream);
             }
             let rest = downstream.read_to_end();
             let complete = match (head.header("content-length"), head.header("transfer-encoding")) {
@@ -411,22 +411,35 @@ fn a_reply_that_breaks_off_breaks_off_downstream() {
     }
 }
 
-/// HTTP/1.0 has no framing that could show the break but the connection itself: it has to be reset.
+/// HTTP/1.0 has no framing that could show the break but the connection itself: it has to be reset, whether the upstream leaves or falls silent. A
+/// whole reply still ends in order.
 #[test]
 fn a_chunked_reply_that_breaks_off_does_not_end_cleanly_in_http_1_0() {
-    use std::io::Read;
+    use std::io::{ErrorKind, Read};
 
-    let wire = Wire::start();
-    let mut downstream = wire.proxy.connect();
-    downstream.send("GET /x HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    let mut upstream = wire.upstream.accept();
-    upstream.read_request().expect("a request");
-    upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
-    assert!(downstream.read_head().expect("a head").header("content-length").is_none());
-    assert_eq!(downstream.take(5), b"hello");
+    let wire = Wire::set(&["upstream.body_idle_timeout=500ms"]);
+    let begin = || {
+        let mut downstream = wire.proxy.connect();
+        downstream.send("GET /x HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        let mut upstream = wire.upstream.accept();
+        upstream.read_request().expect("a request");
+        upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        assert!(downstream.read_head().expect("a head").header("content-length").is_none());
+        assert_eq!(downstream.take(5), b"hello");
+        (downstream, upstream)
+    };
+    let end = |downstream: crate::support::raw::Raw| downstream.stream().read(&mut [0; 16]).map_err(|error| error.kind());
+
+    let (downstream, upstream) = begin();
     drop(upstream);
-    let end = downstream.stream().read(&mut [0; 16]);
-    assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(end(downstream), Err(ErrorKind::ConnectionReset), "the upstream left");
+
+    let (downstream, _silent) = begin();
+    assert_eq!(end(downstream), Err(ErrorKind::ConnectionReset), "the upstream fell silent");
+
+    let (downstream, mut upstream) = begin();
+    upstream.send("0\r\n\r\n");
+    assert_eq!(end(downstream), Ok(0), "the reply is whole");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use http::{StatusCode, Version, response};
 use hyper::ext::ReasonPhrase;
 
 use super::request::Cleaned;
-use super::{Upstream, is_hop_by_hop, remove_nominated, remove_where};
+use super::{Upstream, is_hop_by_hop, lines, remove_nominated, remove_where};
 use crate::config::Origin;
 use crate::proxy::error::Error;
 use crate::proxy::guard::{Admitted, split_authority};
@@ -69,13 +69,13 @@ pub fn clean_trailers(trailers: &mut HeaderMap, authorization: &AuthorizationVal
 /// RFC 9112 section 6.3: one framing, said once; the length, where one is said. Hyper's client prefers one of two silently (matrix A44, A60).
 fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     let contradiction = |what: &str| Err(Error::UpstreamProtocol(format!("its framing is ambiguous: {what}")));
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut codings = lines(headers, &TRANSFER_ENCODING);
     let coding = codings.next();
     if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
         return contradiction("transfer-encoding is not chunked alone");
     }
     let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
+    for value in lines(headers, &CONTENT_LENGTH) {
         if coding.is_some() {
             return contradiction("both transfer-encoding and content-length");
         }
@@ -110,7 +110,7 @@ fn remove_token(headers: &mut HeaderMap, authorization: &AuthorizationValue) {
 /// A `location` at the upstream's origin gets the origin that the downstream used; otherwise a redirect would lead the downstream, and its dummy token,
 /// around the proxy (matrix B24). What follows the authority stays as it is.
 fn rewrite_location(headers: &mut HeaderMap, admitted: &Admitted, upstream: &Origin) {
-    let Some(rest) = headers.get(LOCATION).and_then(|location| at_origin(location.as_bytes(), upstream)) else { return };
+    let Some(rest) = lines(headers, &LOCATION).next().and_then(|location| at_origin(location.as_bytes(), upstream)) else { return };
     let rewritten = [admitted.scheme().as_bytes(), b"://", admitted.authority(), rest].concat();
     headers.insert(LOCATION, HeaderValue::from_bytes(&rewritten).expect("parts of legal field values"));
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ pub(crate) struct Builder {
     environment: Vec<(String, String)>,
     secrets: Vec<String>,
     directory: tempfile::TempDir,
+    descriptors: Option<u32>,
 }
 
 /// A running proxy; killed when dropped, after its output was searched for secrets.
@@ -36,9 +37,9 @@ pub(crate) struct Proxy {
     output: Arc<Output>,
     reader: Option<JoinHandle<()>>,
     secrets: Vec<String>,
-    /// Where the first listener is.
+    /// Where the first listener is; unspecified where that is a Unix socket.
     pub(crate) address: SocketAddr,
-    /// Where the admin server is.
+    /// Where the admin server is; unspecified where that is a Unix socket.
     pub(crate) admin: SocketAddr,
     directory: tempfile::TempDir,
     killed: bool,
@@ -57,6 +58,7 @@ impl Builder {
             environment: vec![("RUST_LOG".to_owned(), "trace".to_owned())],
             secrets: Vec::new(),
             directory: tempfile::tempdir().expect("a temporary directory"),
+            descriptors: None,
         }
     }
 
@@ -97,6 +99,12 @@ impl Builder {
         self
     }
 
+    /// How many descriptors the process may have.
+    pub(crate) fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
+        self
+    }
+
     /// A string that must not show in the output.
     pub(crate) fn secret(mut self, secret: impl Into<String>) -> Self {
         self.secrets.push(secret.into());
@@ -115,8 +123,18 @@ impl Builder {
         self.directory.path()
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_upsolver-auth-proxy"));
+    /// The command line and environment, output piped: for tests that start the process by themselves.
+    pub(crate) fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_upsolver-auth-proxy");
+        let mut command = match self.descriptors {
+            None => Command::new(binary),
+            // The process is not dumpable, so nobody can set its limits from outside once it runs.
+            Some(limit) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), binary]);
+                shell
+            }
+        };
         command.env_clear().env("PATH", "/usr/bin:/bin").envs(self.environment.iter().cloned());
         command.arg("run");
         for value in &self.overrides {
@@ -160,8 +178,10 @@ impl Builder {
             directory: self.directory,
             killed: false,
         };
-        proxy.admin = proxy.wait_for_field("admin server listening", "address").parse().expect("an address");
-        proxy.address = proxy.wait_for_field("listening", "address").parse().expect("an address");
+        // A Unix socket has no such address; a test that starts with one connects by itself.
+        let parse = |address: String| address.parse().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        proxy.admin = parse(proxy.wait_for_field("admin server listening", "address"));
+        proxy.address = parse(proxy.wait_for_field("listening", "address"));
         proxy
     }
 }
@@ -240,14 +260,18 @@ impl Proxy {
             }
             seen = lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no log line {what:?} within {PATIENCE:?}; log:\n{}", lines.join("\n"));
+            if left.is_zero() {
+                // The drop prints the log, and needs the lock for it.
+                drop(lines);
+                panic!("no log line {what:?} within {PATIENCE:?}");
+            }
             lines = self.output.changed.wait_timeout(lines, left).expect("no reader panics").0;
         }
     }
 
     /// Everything printed so far.
     pub(crate) fn log(&self) -> String {
-        self.output.lines.lock().expect("no reader panics").join("\n")
+        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
     /// Process id.

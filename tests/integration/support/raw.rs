@@ -119,7 +119,7 @@ impl Raw {
 
     /// Reads some more; false at the end of the stream, an orderly one or a reset.
     fn fill(&mut self) -> bool {
-        let mut chunk = [0; 65536];
+        let mut chunk = vec![0; 65536];
         match self.stream.read(&mut chunk) {
             Ok(0) => false,
             Ok(read) => {

@@ -1,6 +1,8 @@
 //! A proxy between two raw sockets, and the three questions that most tests ask of it: what leaves for the upstream, what comes back to the
 //! downstream, what is refused.
 
+use std::time::Duration;
+
 use super::proxy::{Builder, Proxy, canary};
 use super::raw::{Message, Raw, RawUpstream};
 
@@ -12,6 +14,9 @@ pub(crate) const OK_KEPT: &str = "HTTP/1.1 200 OK\r\nDate: Tue, 01 Jan 2030 00:0
 
 /// A plain request.
 pub(crate) const GET: &str = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// A request that the proxy answers by itself with 204 and that leaves the connection open.
+pub(crate) const LOCAL: &str = "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// A proxy with a token from a file, so that the upstream sees the test's requests and nothing else.
 pub(crate) struct Wire {
@@ -82,6 +87,10 @@ impl Wire {
     pub(crate) fn refused_on(&self, downstream: &mut Raw, request: impl AsRef<[u8]>) -> Message {
         let request = request.as_ref();
         downstream.try_send(request);
+        // Looks at the upstream meanwhile: what leaves would wait for a reply that nobody gives.
+        while downstream.is_silent_for(Duration::from_millis(10)) {
+            assert!(self.upstream.saw_nothing(), "something left for {}", request.escape_ascii());
+        }
         let answer =
             downstream.read_response(request.starts_with(b"HEAD ")).unwrap_or_else(|| panic!("no answer to {}", request.escape_ascii()));
         assert!(self.upstream.saw_nothing(), "something left for {}", request.escape_ascii());
