@@ -44,6 +44,8 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod harden;
 pub mod liveness;
 pub mod metrics;
