@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Command, Handles};
 use crate::config::{Config, Credentials, CredentialsSource, ListenTls, Loaded, Sources};
 use crate::credentials;
+use crate::descriptors;
 use crate::harden;
 use crate::liveness;
 use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
@@ -53,6 +54,9 @@ pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode 
     let refused = harden::process();
     for reason in refused {
         tracing::warn!(reason, "cannot harden the process");
+    }
+    if let Some(shortage) = descriptors::make_room(&loaded.config) {
+        tracing::warn!("{shortage}");
     }
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,

@@ -1,6 +1,7 @@
 //! The command line as a person meets it: each mistake is answered with words that say what to do, and with the exit status of the contract.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::proxy::{Builder, canary};
@@ -130,4 +131,36 @@ fn the_demo_serves_what_it_promises() {
     assert!(text.contains("another token is in use"), "{text}");
     assert!(text.contains(&format!("curl --unix-socket {} http://localhost/inputs/", socket.display())), "{text}");
     assert!(!text.contains("UPSOLVER_EMAIL") && !text.contains("WARN"), "{text}");
+}
+
+/// B14: the soft limit of open files is raised to the hard one; where that is not enough for what is configured, the log says so.
+#[test]
+fn b14_open_files_are_made_room_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let token = directory.path().join("token");
+    std::fs::write(&token, canary("token")).expect("a writable directory");
+    for (limit, is_short) in [("ulimit -S -n 64", false), ("ulimit -n 160", true)] {
+        // 20 connections and as many requests fit into the first one's hard limit, not into the second one's.
+        let mut child = Command::new("/bin/sh")
+            .env_clear()
+            .env("UPSOLVER_TOKEN_FILE", &token)
+            .args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_upsolver-auth-proxy")])
+            .args(["run", "--set", "listen.address=127.0.0.1:0", "--set", "admin.address=off", "--set", "upstream.url=http://127.0.0.1:1"])
+            .args(["--set", "listen.max_connections=20", "--set", "limits.max_in_flight=20"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let mut log = String::new();
+        for line in lines.by_ref() {
+            log += &line;
+            if line.contains("\"started\"") {
+                break;
+            }
+        }
+        child.kill().expect("a running child");
+        child.wait().expect("a child");
+        assert!(log.contains("\"started\""), "{limit}: {log}");
+        assert_eq!(log.contains("files may be open"), is_short, "{limit}: {log}");
+    }
 }
