@@ -11,6 +11,7 @@
 #![allow(clippy::float_cmp)]
 
 mod admin;
+mod cleanup;
 mod clients;
 mod connection_life;
 mod desync;
