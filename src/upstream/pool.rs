@@ -475,8 +475,8 @@ pub enum ReplyError {
     /// The connection or the stream broke, or what came is not HTTP.
     #[error("{}", describe(.0))]
     Broken(hyper::Error),
-    /// HTTP/2: the stream was reset before its end. With NO_ERROR that is legal behind a complete response only (RFC 9113 section 8.1), but hyper takes
-    /// it for the end wherever it comes.
+    /// HTTP/2: the stream was reset before its end. With `NO_ERROR` that is legal behind a complete response only (RFC 9113 section 8.1), but hyper
+    /// takes it for the end wherever it comes.
     #[error("the upstream reset the stream before the end of the response")]
     Reset,
 }
