@@ -44,12 +44,9 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod credentials;
-<<<<<<< HEAD
+pub mod descriptors;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-=======
-pub mod descriptors;
->>>>>>> 82affafb6d29f3469c765eb89ce9b638d70978d1
 pub mod harden;
 pub mod liveness;
 pub mod metrics;
