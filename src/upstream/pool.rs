@@ -84,6 +84,7 @@ pub struct Upstream<B: Body> {
     /// False once it is known that all connections are HTTP/1.1.
     may_be_http2: Cell<bool>,
     prior_knowledge: bool,
+    #[expect(clippy::vec_box, reason = "a connection moves in and out once per request, and its box is cheaper to move")]
     idle: RefCell<Vec<Box<Http1<B>>>>,
     shared: RefCell<Vec<Rc<Http2<B>>>>,
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
