@@ -127,7 +127,7 @@ pub async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S, F, B>(
+pub(crate) async fn connection<S, F, B>(
     stream: Stream,
     tls: Option<TlsAcceptor>,
     settings: Rc<Settings>,

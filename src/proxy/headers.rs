@@ -35,19 +35,11 @@ impl Upstream {
     }
 }
 
-/// The lines of one field. Heads are small: to compare their names, which are numbers where they are well known, costs a fraction of the hashing that
-/// `HeaderMap::get_all` begins with.
-fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a HeaderValue> {
-    headers.iter().filter(move |(present, _)| *present == name).map(|(_, value)| value)
-}
-
 /// Removes every field that any `Connection` line names (RFC 9110 section 7.6.1). Lines are one list; empty members and odd bytes name nothing.
 fn remove_nominated(headers: &mut HeaderMap) {
     // By number, since a line must not be borrowed while fields go. `Connection` itself may be named; it goes with the hop-by-hop fields.
     let mut number = 0;
-    loop {
-        let line = lines(headers, &CONNECTION).nth(number).cloned();
-        let Some(line) = line else { return };
+    while let Some(line) = headers.get_all(CONNECTION).iter().nth(number).cloned() {
         let members = line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
         // Most lines say `keep-alive`, of which there is nothing to look up.
         for member in members.filter(|member| !member.eq_ignore_ascii_case(b"keep-alive") && !member.eq_ignore_ascii_case(b"connection")) {

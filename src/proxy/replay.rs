@@ -167,7 +167,7 @@ impl Source {
                     return Poll::Ready(None);
                 }
                 Some(Err(error)) => {
-                    return Poll::Ready(Some(Err(if error.is_parse() { BodyFailure::Malformed } else { BodyFailure::Closed })));
+                    return Poll::Ready(Some(Err(if is_malformed(&error) { BodyFailure::Malformed } else { BodyFailure::Closed })));
                 }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
@@ -198,6 +198,12 @@ impl Source {
             }
         }
     }
+}
+
+/// Hyper reports broken chunks as an I/O error of its decoder; the end of the stream, or a reset, has another kind.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    error.is_parse() || io.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
 }
 
 impl Body for RequestBody {

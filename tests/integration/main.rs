@@ -12,8 +12,10 @@
 
 mod admin;
 mod cleanup;
+mod cli;
 mod clients;
 mod connection_life;
+mod contract;
 mod desync;
 mod egress;
 mod expect;

@@ -7,7 +7,7 @@ use http::header::{
 use http::{Method, Uri, Version, request};
 use http_body::SizeHint;
 
-use super::{Upstream, is_hop_by_hop, lines, remove_nominated, remove_where};
+use super::{Upstream, is_hop_by_hop, remove_nominated, remove_where};
 use crate::secret::AuthorizationValue;
 
 const VIA_ENTRY: HeaderValue = HeaderValue::from_static("1.1 upsolver-auth-proxy");
@@ -34,7 +34,7 @@ pub fn clean_request(head: &mut request::Parts, body: &SizeHint, upstream: &Upst
         to_head: head.method == Method::HEAD,
         from_http_1_0: head.version == Version::HTTP_10,
     };
-    let had_length = lines(headers, &CONTENT_LENGTH).next().is_some();
+    let had_length = headers.contains_key(CONTENT_LENGTH);
 
     remove_nominated(headers);
     remove_where(headers, |name| is_hop_by_hop(name) || name == "content-length" || is_reserved(name) || is_reserved_twin(name));
@@ -129,7 +129,7 @@ fn origin_form(target: &Uri) -> Uri {
 
 /// Whether a list field contains a member, parameters aside.
 fn lists(headers: &HeaderMap, name: &HeaderName, member: &[u8]) -> bool {
-    let mut items = lines(headers, name).flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let mut items = headers.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     items.any(|item| item.split(|byte| *byte == b';').next().is_some_and(|item| item.trim_ascii().eq_ignore_ascii_case(member)))
 }
 

@@ -5,7 +5,7 @@ use http::{StatusCode, Version, response};
 use hyper::ext::ReasonPhrase;
 
 use super::request::Cleaned;
-use super::{Upstream, is_hop_by_hop, lines, remove_nominated, remove_where};
+use super::{Upstream, is_hop_by_hop, remove_nominated, remove_where};
 use crate::config::Origin;
 use crate::proxy::error::Error;
 use crate::proxy::guard::{Admitted, split_authority};
@@ -46,10 +46,12 @@ pub fn clean_response(
         Some(_) | None => {}
     }
     rewrite_location(headers, admitted, &upstream.origin);
-    // The reason phrase is the upstream's; anything else in there is hyper's own matter with that connection.
+    // The reason phrase is the upstream's, unless it has the token in it; anything else in there is hyper's own matter with that connection.
     let reason = head.extensions.remove::<ReasonPhrase>();
     head.extensions.clear();
-    if let Some(reason) = reason {
+    if let Some(reason) = reason
+        && !authorization.is_in(reason.as_bytes())
+    {
         head.extensions.insert(reason);
     }
     head.version = Version::HTTP_11;
@@ -69,13 +71,13 @@ pub fn clean_trailers(trailers: &mut HeaderMap, authorization: &AuthorizationVal
 /// RFC 9112 section 6.3: one framing, said once; the length, where one is said. Hyper's client prefers one of two silently (matrix A44, A60).
 fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     let contradiction = |what: &str| Err(Error::UpstreamProtocol(format!("its framing is ambiguous: {what}")));
-    let mut codings = lines(headers, &TRANSFER_ENCODING);
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next();
     if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
         return contradiction("transfer-encoding is not chunked alone");
     }
     let mut length = None;
-    for value in lines(headers, &CONTENT_LENGTH) {
+    for value in headers.get_all(CONTENT_LENGTH) {
         if coding.is_some() {
             return contradiction("both transfer-encoding and content-length");
         }
@@ -110,7 +112,7 @@ fn remove_token(headers: &mut HeaderMap, authorization: &AuthorizationValue) {
 /// A `location` at the upstream's origin gets the origin that the downstream used; otherwise a redirect would lead the downstream, and its dummy token,
 /// around the proxy (matrix B24). What follows the authority stays as it is.
 fn rewrite_location(headers: &mut HeaderMap, admitted: &Admitted, upstream: &Origin) {
-    let Some(rest) = lines(headers, &LOCATION).next().and_then(|location| at_origin(location.as_bytes(), upstream)) else { return };
+    let Some(rest) = headers.get(LOCATION).and_then(|location| at_origin(location.as_bytes(), upstream)) else { return };
     let rewritten = [admitted.scheme().as_bytes(), b"://", admitted.authority(), rest].concat();
     headers.insert(LOCATION, HeaderValue::from_bytes(&rewritten).expect("parts of legal field values"));
 }
@@ -226,6 +228,16 @@ mod tests {
         clean_response(&mut head, &admitted, GET, &upstream, &authorization()).unwrap();
         assert_eq!(head.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes), Some(&b"Quite All Right"[..]));
         assert_eq!(head.extensions.len(), 1);
+    }
+
+    /// B25: no way back for the token, this one included.
+    #[test]
+    fn b25_a_reason_phrase_with_the_token_is_dropped() {
+        let (upstream, admitted) = admitted("https://api.upsolver.com", "/x", "localhost");
+        let echo = ReasonPhrase::try_from(["no ".as_bytes(), authorization().header().as_bytes()].concat()).unwrap();
+        let mut head = Response::builder().extension(echo).body(()).unwrap().into_parts().0;
+        clean_response(&mut head, &admitted, GET, &upstream, &authorization()).unwrap();
+        assert_eq!(head.extensions.get::<ReasonPhrase>(), None);
     }
 
     #[test]
