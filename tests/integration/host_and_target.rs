@@ -221,7 +221,7 @@ fn b17_methods_are_compared_exactly_and_unknown_ones_pass() {
 
 /// The target leaves as it came: what was judged is what is sent.
 #[test]
-fn b22_no_target_changes_the_authority_and_every_path_goes_through_byte_for_byte() {
+fn b22_d35_no_target_changes_the_authority_and_every_path_goes_through_byte_for_byte() {
     let wire = Wire::start();
     for target in [
         "/@evil.example/",

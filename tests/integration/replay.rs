@@ -27,6 +27,7 @@ fn a_pooled_connection_is_used_again() {
     assert!(wire.upstream.saw_nothing());
 }
 
+/// D09: on raw sockets.
 #[test]
 fn a_bodyless_get_is_repeated_when_a_pooled_connection_closes_before_the_reply() {
     let wire = Wire::start();
@@ -51,6 +52,7 @@ fn a_bodyless_get_is_repeated_when_a_pooled_connection_closes_before_the_reply()
     }
 }
 
+/// D10: what may have been processed is not sent again.
 #[test]
 fn anything_else_is_not_repeated_when_a_pooled_connection_closes() {
     let wire = Wire::start();
@@ -74,6 +76,7 @@ fn anything_else_is_not_repeated_when_a_pooled_connection_closes() {
 }
 
 /// Nothing of the request was written, so any method may take another connection.
+/// D11: a POST of which nothing was sent goes to another connection.
 #[test]
 fn a_post_takes_a_new_connection_where_the_pooled_one_was_closed() {
     let wire = Wire::start();

@@ -306,7 +306,7 @@ fn a45_heads_that_are_none_are_an_error() {
 }
 
 #[test]
-fn a45_a_head_that_is_too_large_is_an_error() {
+fn a45_d31_a_head_that_is_too_large_is_an_error() {
     let wire = Wire::start();
     for fields in ["X-T: 1\r\n".repeat(10_000), format!("X-T: {}\r\n", "t".repeat(1024 * 1024))] {
         let mut downstream = wire.proxy.connect();
