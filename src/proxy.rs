@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::watch;
@@ -111,7 +111,6 @@ impl Proxy {
     /// Answers one request, whatever happens. Dropped, which hyper does when the downstream leaves, it cancels the exchange upstream.
     pub async fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Response<ResponseBody> {
         let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight));
-        let knows_chunks = request.version() != Version::HTTP_10;
         let answer = self.forward(request, &clock, &mut exchange).await;
         clock.enter(Phase::Relay);
         match answer {
@@ -122,7 +121,6 @@ impl Proxy {
                     // RFC 9110 section 15.3.6: a 205 has no content. What the upstream sent behind it goes with its connection.
                     return response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange, clock));
                 }
-                clock.set_open_ended(!knows_chunks && response.body().size_hint().exact().is_none());
                 response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange, clock))
             }
             Ok(Answer::Local(response)) => {

@@ -70,10 +70,7 @@ impl Body for ResponseBody {
         };
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                None => {
-                    this.clock.set_open_ended(false);
-                    None
-                }
+                None => None,
                 Some(Err(error)) => {
                     this.exchange.broke_off(&error);
                     Some(Err(BrokenOff))
@@ -81,14 +78,10 @@ impl Body for ResponseBody {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.exchange.relayed(data.len() as u64);
-                        if body.is_end_stream() {
-                            this.clock.set_open_ended(false);
-                        }
                         Some(Ok(Frame::data(data)))
                     }
                     Err(frame) => match frame.into_trailers() {
                         Ok(mut trailers) if wants_trailers => {
-                            this.clock.set_open_ended(false);
                             headers::clean_trailers(&mut trailers, authorization);
                             Some(Ok(Frame::trailers(trailers)))
                         }

@@ -77,8 +77,6 @@ pub struct Clock {
     upload_pending: Cell<bool>,
     /// Whether the upstream has taken all that the downstream sent so far and waits for more.
     starving: Cell<bool>,
-    /// Whether the response under way has no end but the connection's.
-    open_ended: Cell<bool>,
     expired: Cell<Option<Expired>>,
     waiter: RefCell<Option<Waker>>,
 }
@@ -103,7 +101,6 @@ impl Clock {
             since: Cell::new(Instant::now()),
             upload_pending: Cell::new(false),
             starving: Cell::new(false),
-            open_ended: Cell::new(false),
             expired: Cell::new(None),
             waiter: RefCell::new(None),
         }
@@ -149,17 +146,6 @@ impl Clock {
     /// reset could take the response with it (RFC 9112 section 9.6).
     pub fn is_upload_pending(&self) -> bool {
         self.upload_pending.get()
-    }
-
-    /// Says whether the response under way has bytes to come and no end but the connection's (HTTP/1.0 knows no chunks). Meanwhile an orderly close would
-    /// make a whole of a part; only a reset tells (RFC 9112 section 8).
-    pub fn set_open_ended(&self, open_ended: bool) {
-        self.open_ended.set(open_ended);
-    }
-
-    /// See [`Clock::set_open_ended`].
-    pub(super) fn is_open_ended(&self) -> bool {
-        self.open_ended.get()
     }
 
     /// Bytes came from the downstream.
