@@ -1,7 +1,6 @@
 //! The wiring, once, in order: harden, bind, start, serve, drain. The only file that knows all others.
 
 use std::cell::RefCell;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,8 +16,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Command, Handles};
-use crate::config::{Config, ListenTls, Loaded, Need, Sources};
+use crate::config::{Config, Credentials, CredentialsSource, ListenTls, Loaded, Sources};
 use crate::credentials;
+use crate::descriptors;
 use crate::harden;
 use crate::liveness;
 use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
@@ -27,16 +27,21 @@ use crate::readiness::ReadinessReader;
 use crate::secret::Token;
 use crate::server::listen::{self, Bound};
 use crate::shutdown::{Signal, Signals, Stage};
-use crate::simulator::{self, Options, Simulator};
 use crate::task;
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::token;
 use crate::token::effects::{PatientStore, Requests};
 use crate::token::store::Store;
-use crate::upstream::connect::Connector;
+use crate::upstream::connect::{ConnectError, Connector};
 use crate::upstream::tls;
 use crate::worker::{self, Worker};
 
+pub use demo::demo;
+
+mod demo;
+
+/// Exit status for wrong usage or configuration; 0 is a clean end, 1 anything else.
+pub(crate) const EXIT_USAGE: u8 = 2;
 /// Settings whose new value takes effect on a reload; every other one needs a restart.
 const LIVE: &[&str] = &["log.level"];
 /// What a shutdown leaves for the token task: a mint in flight may finish, so that its token is known and not orphaned, and tokens may be revoked.
@@ -49,6 +54,9 @@ pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode 
     let refused = harden::process();
     for reason in refused {
         tracing::warn!(reason, "cannot harden the process");
+    }
+    if let Some(shortage) = descriptors::make_room(&loaded.config) {
+        tracing::warn!("{shortage}");
     }
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
@@ -64,6 +72,12 @@ pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode 
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         Ok(Ended::Cut) => ExitCode::FAILURE,
         Err(error) => {
+            if let Some(Misconfigured(problems)) = error.downcast_ref() {
+                for problem in problems {
+                    tracing::error!("{problem}");
+                }
+                return ExitCode::from(EXIT_USAGE);
+            }
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
@@ -88,11 +102,12 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let config = Arc::new(loaded.config.clone());
     let workers = config.runtime.workers.get();
 
+    let files = Files::read(&config).map_err(Misconfigured)?;
     // Sockets before all else: a busy port is found before anything is minted.
-    let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers)?;
-    let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1)?.into_iter().flatten().collect::<Vec<_>>();
-    let tls = config.listen.tls.as_ref().map(server_tls).transpose()?;
-    let connector = Connector::new(&config.upstream).map_err(|reason| anyhow!(reason))?;
+    let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers).context("listen.address")?;
+    let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
+    let admin_sockets = admin_sockets.into_iter().flatten().collect::<Vec<_>>();
+    let Files { tls, connector, caller_token } = files;
 
     let token_metrics = Arc::new(TokenMetrics::default());
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();
@@ -111,8 +126,8 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     let (stage, stage_reader) = watch::channel(Stage::Serve);
     let (draining, draining_reader) = watch::channel(false);
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
-    let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose()?;
     let guard = Guard::new(&config, &ports, caller_token.clone());
+    let caller_token = caller_token.map(|token| WatchedCallerToken::start(&config, token));
     let shared = worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone() };
     for socket in sockets.first().into_iter().flatten() {
         tracing::info!(address = %socket, "listening");
@@ -192,9 +207,59 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
     Ok(Ended::Drained)
 }
 
-fn read_caller_token(path: &Path) -> anyhow::Result<CallerToken> {
-    let token = credentials::read_secret(path, Token::new).map_err(|reason| anyhow!("listen.caller_token_file: {reason}"))?;
+/// What the files of the configuration give, the credentials apart, which are waited for. Read before anything starts.
+struct Files {
+    tls: Option<Arc<ServerConfig>>,
+    connector: Connector,
+    caller_token: Option<CallerToken>,
+}
+
+/// Files that the configuration names cannot be used: one line for each, with its key.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+struct Misconfigured(Vec<String>);
+
+impl Files {
+    /// All that is wrong with them, not only the first.
+    fn read(config: &Config) -> Result<Self, Vec<String>> {
+        let tls = config.listen.tls.as_ref().map(server_tls).transpose().map_err(|error| format!("{error:#}"));
+        let connector = Connector::new(&config.upstream);
+        let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose();
+        match (tls, connector, caller_token) {
+            (Ok(tls), Ok(connector), Ok(caller_token)) => Ok(Self { tls, connector, caller_token }),
+            (tls, connector, caller_token) => Err([tls.err(), connector.err(), caller_token.err()].into_iter().flatten().collect()),
+        }
+    }
+}
+
+fn read_caller_token(path: &Path) -> Result<CallerToken, String> {
+    let token = credentials::read_secret(path, Token::new).map_err(|reason| format!("listen.caller_token_file: {reason}"))?;
     Ok(CallerToken::new(token))
+}
+
+/// The content of `listen.caller_token_file`, watched as the credentials are: whatever happens to the file, the last good content stays in force.
+struct WatchedCallerToken {
+    watch: credentials::Watch,
+    _following: JoinSet<()>,
+}
+
+impl WatchedCallerToken {
+    fn start(config: &Config, token: CallerToken) -> Self {
+        let source = config.listen.caller_token_file.clone().map_or(CredentialsSource::Unconfigured, CredentialsSource::TokenFile);
+        let watched = Credentials { source, poll_interval: config.credentials.poll_interval };
+        // Its readings are none of the upstream's credentials, and count nowhere.
+        let watch = credentials::Watch::start(watched, Arc::new(TokenMetrics::default()));
+        let mut receiver = watch.receiver();
+        let mut following = JoinSet::new();
+        following.spawn_local(async move {
+            while receiver.changed().await.is_ok() {
+                if let credentials::Loaded::Token(read) = &*receiver.borrow_and_update() {
+                    token.replace(read.token.clone());
+                }
+            }
+        });
+        Self { watch, _following: following }
+    }
 }
 
 /// `shutdown.delay`, then `shutdown.drain_timeout`; a second signal skips what is left. Returns how many connections were cut.
@@ -252,7 +317,7 @@ struct Control<'a> {
     telemetry: &'a Telemetry,
     credentials: credentials::Watch,
     tokens: token::task::Control,
-    caller_token: Option<CallerToken>,
+    caller_token: Option<WatchedCallerToken>,
 }
 
 impl Control<'_> {
@@ -260,6 +325,9 @@ impl Control<'_> {
     /// whose new value needs a restart, or why the configuration was not taken.
     async fn reload(&self) -> Result<Vec<String>, String> {
         self.credentials.reload();
+        if let Some(token) = &self.caller_token {
+            token.watch.reload();
+        }
         let sources = self.sources.clone();
         let read = tokio::task::spawn_blocking(move || Config::load(&sources)).await;
         let new = match read {
@@ -270,7 +338,6 @@ impl Control<'_> {
             }
             Err(panic) => return Err(panic.to_string()),
         };
-        self.reload_caller_token();
         let changed = new.effective.changed_keys(&self.loaded.borrow().effective);
         for key in changed.iter().filter(|key| LIVE.contains(&key.as_str())) {
             tracing::info!(key, "the new value is in force");
@@ -284,19 +351,6 @@ impl Control<'_> {
         }
         tracing::info!("configuration and credentials were read again");
         Ok(stale)
-    }
-}
-
-impl Control<'_> {
-    /// The file's new content is demanded from now on; one that cannot be used leaves the old one in force.
-    fn reload_caller_token(&self) {
-        let path = self.loaded.borrow().config.listen.caller_token_file.clone();
-        if let (Some(current), Some(path)) = (&self.caller_token, path) {
-            match credentials::read_secret(&path, Token::new) {
-                Ok(token) => current.replace(token),
-                Err(reason) => tracing::warn!(reason, "listen.caller_token_file is not taken, the old content stays in force"),
-            }
-        }
     }
 }
 
@@ -366,62 +420,17 @@ pub fn check_connect(config: &Config) -> Result<String, String> {
             let verified = if config.upstream.origin.tls { ", its certificate is trusted" } else { "" };
             Ok(format!("{} answers{verified} ({protocol})", config.upstream.origin))
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(format!("{error}{}", advice(&error))),
     }
 }
 
-/// `demo`: a simulated Upsolver API on loopback, and the proxy in front of it at the configured addresses. Whatever upstream and credentials are
-/// configured are left alone; the account is made up for this run.
-pub fn demo(mut sources: Sources) -> ExitCode {
-    match start_demo(&mut sources) {
-        // The simulator serves until the proxy has stopped.
-        Ok((_simulator, _directory, loaded)) => match telemetry::init(&loaded.config.log) {
-            Ok(telemetry) => run(loaded, sources, &telemetry),
-            Err(error) => fail(&error),
-        },
-        Err(error) => fail(&error),
+/// What to look at, where the error does not say it by itself.
+fn advice(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::Dns(_) => "; look at the name in upstream.url, and at the DNS of this host",
+        ConnectError::Unreachable { .. } => "; look at host and port in upstream.url, and at egress rules and firewalls on the way",
+        ConnectError::Timeout { .. } => "; egress rules or a firewall may drop the packets: is upstream.proxy needed?",
+        ConnectError::Proxy { .. } => "; look at upstream.proxy, or at HTTPS_PROXY where that is empty",
+        ConnectError::Tls { .. } => "",
     }
-}
-
-fn fail(error: &anyhow::Error) -> ExitCode {
-    // A closed stderr leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
-}
-
-fn start_demo(sources: &mut Sources) -> anyhow::Result<(Simulator, tempfile::TempDir, Loaded)> {
-    let account = simulator::demo_credentials();
-    let options = Options { accounts: vec![account.clone()], record: false, ..Options::default() };
-    let simulator = Simulator::start(options).context("cannot start the simulated API")?;
-    let directory = tempfile::tempdir().context("cannot keep the simulated API's certificate")?;
-    let ca = simulator.write_ca(directory.path()).context("cannot keep the simulated API's certificate")?;
-
-    sources.need = Need::Credentials;
-    sources
-        .environment
-        .retain(|(name, _)| name.starts_with("UPSOLVER_AUTH_PROXY__") && !name.starts_with("UPSOLVER_AUTH_PROXY__CREDENTIALS__"));
-    sources.environment.extend([("UPSOLVER_EMAIL".to_owned(), account.email), ("UPSOLVER_PASSWORD".to_owned(), account.password)]);
-    sources.overrides.extend([
-        format!("upstream.url={}", simulator.url()),
-        format!("upstream.ca_file={}", ca.display()),
-        "upstream.resolve=".to_owned(),
-        "upstream.proxy=".to_owned(),
-        "token.store.type=memory".to_owned(),
-    ]);
-    let loaded = Config::load(sources).map_err(|problems| anyhow!("{problems}"))?;
-    let at = loaded.config.listen.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-    let admin = loaded.config.admin.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-    // A closed stdout is no reason not to serve.
-    let _ = writeln!(
-        std::io::stdout(),
-        "A simulated Upsolver API runs at {}, and upsolver-auth-proxy in front of it at {at}.\n\
-         Nothing leaves this machine; the account is made up. Try:\n\n\
-         \x20   curl http://{at}/inputs/                      # no credentials: the proxy adds its token\n\
-         \x20   curl -i http://{at}/api-tokens                # refused: tokens are the proxy's matter\n\
-         \x20   curl http://{admin}/status                    # which token, since when, from which credentials\n\
-         \x20   curl http://{admin}/metrics\n\n\
-         Ctrl-C stops both. The log follows.\n",
-        simulator.url()
-    );
-    Ok((simulator, directory, loaded))
 }

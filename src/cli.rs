@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::app::EXIT_USAGE;
 use crate::config::{Config, Loaded, Need, Problems, Sources};
 use crate::{app, telemetry};
 
 pub mod check;
 pub mod client;
 
-/// Wrong usage or configuration; 0 is a clean end, 1 anything else.
-const EXIT_USAGE: u8 = 2;
 /// `--version`: the version and the optional features that were built in; there are none so far.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (optional features: none)");
 

@@ -19,6 +19,8 @@ mod settle;
 mod volume;
 mod watch;
 
+#[cfg(fuzzing)]
+pub(crate) use file::text as secret_text;
 use volume::Resolver;
 pub use watch::Watch;
 

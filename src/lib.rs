@@ -21,7 +21,7 @@
 //! | who starts what, in which order, and how it ends | [`app`] |
 //!
 //! The rest: [`secret`] (what cannot be printed), [`credentials`] (reads and watches email and password), [`server`] (connections, for any service),
-//! [`worker`], [`admin`], [`readiness`], [`liveness`], [`metrics`], [`telemetry`], [`shutdown`], [`harden`], [`backoff`], [`task`], [`cli`], and [`simulator`], the
+//! [`worker`], [`admin`], [`readiness`], [`liveness`], [`metrics`], [`telemetry`], [`shutdown`], [`harden`], [`descriptors`], [`backoff`], [`task`], [`cli`], and [`simulator`], the
 //! Upsolver API that the demo, the tests and the benchmarks use.
 //!
 //! # Direction
@@ -44,6 +44,9 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+pub mod descriptors;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod harden;
 pub mod liveness;
 pub mod metrics;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::watch;
@@ -110,7 +110,8 @@ impl Proxy {
 
     /// Answers one request, whatever happens. Dropped, which hyper does when the downstream leaves, it cancels the exchange upstream.
     pub async fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Response<ResponseBody> {
-        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight));
+        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight), Rc::clone(&clock));
+        let knows_chunks = request.version() != Version::HTTP_10;
         let answer = self.forward(request, &clock, &mut exchange).await;
         clock.enter(Phase::Relay);
         match answer {
@@ -119,13 +120,14 @@ impl Proxy {
                 exchange.answered(response.status(), request_bytes);
                 if response.status() == StatusCode::RESET_CONTENT {
                     // RFC 9110 section 15.3.6: a 205 has no content. What the upstream sent behind it goes with its connection.
-                    return response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange, clock));
+                    return response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange));
                 }
-                response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange, clock))
+                clock.set_open_ended(!knows_chunks && response.body().size_hint().exact().is_none());
+                response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange))
             }
             Ok(Answer::Local(response)) => {
                 exchange.answered_locally(response.status(), None);
-                response.map(|body| ResponseBody::own(body, exchange, clock))
+                response.map(|body| ResponseBody::own(body, exchange))
             }
             Err(error) => {
                 if let Error::PolicyDenied { rule, .. } = &error {
@@ -133,7 +135,7 @@ impl Proxy {
                 }
                 let response = error.response();
                 exchange.answered_locally(response.status(), Some(&error));
-                response.map(|body| ResponseBody::own(body, exchange, clock))
+                response.map(|body| ResponseBody::own(body, exchange))
             }
         }
     }
@@ -215,12 +217,16 @@ impl Proxy {
             return Ok(token);
         }
         let mut stage = self.stage.clone();
-        tokio::select! {
-            token = self.tokens.wait(self.settings.wait) => {
-                token.map_err(|unavailable| Error::TokenUnavailable { retry_after: unavailable.retry_after })
+        // Rare and large: kept out of the future that every request moves.
+        Box::pin(async {
+            tokio::select! {
+                token = self.tokens.wait(self.settings.wait) => {
+                    token.map_err(|unavailable| Error::TokenUnavailable { retry_after: unavailable.retry_after })
+                }
+                () = reached(&mut stage, Stage::Drain) => Err(Error::Draining),
             }
-            () = reached(&mut stage, Stage::Drain) => Err(Error::Draining),
-        }
+        })
+        .await
     }
 
     /// Sends one attempt and waits for the response head, within the timeouts of the exchange's clock.
@@ -242,7 +248,7 @@ impl Proxy {
         // When the clock wins, the exchange upstream is cancelled: its connection closes.
         tokio::select! {
             biased;
-            sent = self.upstream.send(request, again) => sent.map_err(|error| explain(error, attempts)),
+            sent = self.upstream.send(request, clock.now(), again) => sent.map_err(|error| explain(error, attempts)),
             expired = clock.expired() => Err(match expired {
                 Expired::Downstream => Error::RequestTimeout,
                 Expired::UpstreamRead => Error::UpstreamTimeout("it stopped reading the request"),
@@ -258,7 +264,8 @@ impl Proxy {
         }
         clock.enter(Phase::Waiting);
         let from_api = has_request_id(response.headers());
-        match self.tokens.reject(token, response.status(), from_api, self.settings.wait).await {
+        // Rare and large: kept out of the future that every request moves.
+        match Box::pin(self.tokens.reject(token, response.status(), from_api, self.settings.wait)).await {
             Verdict::Relay => None,
             Verdict::Replay(successor) => Some(successor),
         }

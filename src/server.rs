@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -33,8 +34,8 @@ pub mod clock;
 pub mod listen;
 pub mod stream;
 
-/// Fields of a request head; more are 431 (RFC 6585 section 5).
-const MAX_REQUEST_FIELDS: usize = 100;
+/// What a lingering close reads at a time, in bytes.
+const LINGER_BUFFER: usize = 8192;
 /// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
@@ -126,7 +127,7 @@ pub async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
 }
 
 /// One connection, from its first byte to its last.
-async fn connection<S, F, B>(
+pub(crate) async fn connection<S, F, B>(
     stream: Stream,
     tls: Option<TlsAcceptor>,
     settings: Rc<Settings>,
@@ -138,7 +139,13 @@ async fn connection<S, F, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Some(stream) = handshake(stream, tls, settings.limits.head).await else { return };
+    // A handshake is no request: the drain does not wait for it.
+    let stream = tokio::select! {
+        biased;
+        stream = handshake(stream, tls, settings.limits.head) => stream,
+        () = reached(&mut stage, Stage::Drain) => None,
+    };
+    let Some(stream) = stream else { return };
     let clock = Rc::new(Clock::new(settings.limits));
     let returned: Returned = Rc::default();
     let _abandoned = Abandoned(Rc::clone(&returned));
@@ -148,30 +155,32 @@ async fn connection<S, F, B>(
         let exchange_clock = Rc::clone(&clock);
         let service = service_fn(move |request: Request<Incoming>| {
             exchange_clock.begin(!http_body::Body::is_end_stream(request.body()));
-            let response = service(request, Rc::clone(&exchange_clock));
-            async move { Ok::<_, Infallible>(response.await) }
+            // Not an `async` block, which would hold the future twice: as its capture and as what it awaits.
+            service(request, Rc::clone(&exchange_clock)).map(Ok::<_, Infallible>)
         });
-        let mut http = pin!(
-            http1::Builder::new().max_header_size(settings.max_header_size).max_headers(MAX_REQUEST_FIELDS).serve_connection(io, service)
-        );
+        // A head has at most 100 fields; more are 431 (RFC 6585 section 5). That is hyper's default; said aloud, it would cost a slower way of parsing.
+        let mut http = pin!(http1::Builder::new().max_header_size(settings.max_header_size).serve_connection(io, service));
         let draining = Cell::new(false);
-        loop {
-            tokio::select! {
-                biased;
-                result = http.as_mut() => break match result {
-                    Ok(()) => End::Closed,
-                    // The response's body broke off: hyper calls what its user gives it the user's error.
-                    Err(error) if error.is_user() => End::Cut,
-                    Err(_) => End::Broken,
-                },
-                phase = clock.watch() => break End::Expired(phase),
-                // Finishes the exchange in flight, or closes an idle connection.
-                () = reached(&mut stage, Stage::Drain), if !draining.get() => {
-                    draining.set(true);
-                    http.as_mut().graceful_shutdown();
+        let mut served = pin!(async {
+            loop {
+                tokio::select! {
+                    biased;
+                    result = http.as_mut() => break match result {
+                        Ok(()) => End::Closed,
+                        // The response's body broke off: hyper calls what its user gives it the user's error.
+                        Err(error) if error.is_user() => End::Cut,
+                        Err(_) => End::Broken,
+                    },
+                    phase = clock.watch() => break End::Expired(phase),
+                    // Finishes the exchange in flight, or closes an idle connection.
+                    () = reached(&mut stage, Stage::Drain), if !draining.get() => {
+                        draining.set(true);
+                        http.as_mut().graceful_shutdown();
+                    }
                 }
             }
-        }
+        });
+        poll_fn(|cx| clock.turn(|| served.as_mut().poll(cx))).await
     };
     let Some(stream) = returned.take() else { return };
     match end {
@@ -244,7 +253,8 @@ async fn linger(mut stream: Stream) {
         if stream.shutdown().await.is_err() {
             return;
         }
-        let mut discarded = [0; 8192];
+        // On the heap: inside this future it would make every connection so much larger, from its beginning.
+        let mut discarded = vec![0; LINGER_BUFFER];
         while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_IDLE, stream.read(&mut discarded)).await {}
     });
     // Whether it read everything or time ran out, the connection is closed now.

@@ -63,6 +63,12 @@ pub enum RefreshRefused {
         /// Until the budget has room again.
         retry_after: Duration,
     },
+    /// The upstream rejected these very credentials; presented again and again they get the account locked.
+    #[error("the upstream rejected the credentials; correct them, they are read again by themselves")]
+    CredentialsRejected {
+        /// Until they are tried again anyway.
+        retry_after: Duration,
+    },
     /// There is nothing to mint with: a `token_file`, or no credentials that could be read; or the proxy is stopping.
     #[error("{reason}")]
     NothingToMintWith {

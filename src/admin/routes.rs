@@ -156,7 +156,7 @@ async fn reload(handles: &Handles) -> Answer {
 async fn refresh(handles: &Handles) -> Answer {
     match command(handles, Command::Refresh).await {
         Some(Ok(())) => health(StatusCode::ACCEPTED, "accepted", Vec::new()),
-        Some(Err(refused @ RefreshRefused::TooMany { retry_after })) => {
+        Some(Err(refused @ (RefreshRefused::TooMany { retry_after } | RefreshRefused::CredentialsRejected { retry_after }))) => {
             let mut answer = refuse(StatusCode::TOO_MANY_REQUESTS, &refused.to_string());
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
             answer

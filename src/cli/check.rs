@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use rustix::fs::Access;
 
-use super::{EXIT_USAGE, complain, print, usage};
-use crate::app;
+use super::{complain, print, usage};
+use crate::app::{self, EXIT_USAGE};
 use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources, Store};
 use crate::credentials::read_secret;
 use crate::secret::{Email, InvalidSecret, Password, Token};

@@ -49,7 +49,7 @@ fn read_bounded(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// The text without a byte order mark and without one line end. Everything else belongs to the value, spaces included.
-fn text(bytes: &[u8]) -> Result<&str, &'static str> {
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, &'static str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err("it is UTF-16, not UTF-8 text; save it as UTF-8");
     }

@@ -1,7 +1,6 @@
 //! A response body in passing, and the record of its exchange, which ends with it.
 
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,14 +10,12 @@ use super::exchange::Exchange;
 use super::headers;
 use super::replay::RequestBody;
 use crate::secret::AuthorizationValue;
-use crate::server::clock::{Clock, Phase};
 use crate::upstream::pool::ReplyBody;
 
 /// What the downstream reads: a relayed body or one of the proxy's own answers. Holds the exchange open until the last byte.
 pub struct ResponseBody {
     content: Content,
     exchange: Exchange,
-    clock: Rc<Clock>,
 }
 
 enum Content {
@@ -38,8 +35,8 @@ pub struct BrokenOff;
 
 impl ResponseBody {
     /// One of the proxy's own answers.
-    pub(super) fn own(bytes: Bytes, exchange: Exchange, clock: Rc<Clock>) -> Self {
-        Self { content: Content::Own(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange, clock }
+    pub(super) fn own(bytes: Bytes, exchange: Exchange) -> Self {
+        Self { content: Content::Own(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange }
     }
 
     /// The upstream's.
@@ -48,9 +45,8 @@ impl ResponseBody {
         authorization: AuthorizationValue,
         wants_trailers: bool,
         exchange: Exchange,
-        clock: Rc<Clock>,
     ) -> Self {
-        Self { content: Content::Relayed { body, authorization, wants_trailers }, exchange, clock }
+        Self { content: Content::Relayed { body, authorization, wants_trailers }, exchange }
     }
 }
 
@@ -70,7 +66,10 @@ impl Body for ResponseBody {
         };
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                None => None,
+                None => {
+                    this.exchange.complete();
+                    None
+                }
                 Some(Err(error)) => {
                     this.exchange.broke_off(&error);
                     Some(Err(BrokenOff))
@@ -78,10 +77,14 @@ impl Body for ResponseBody {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.exchange.relayed(data.len() as u64);
+                        if body.is_end_stream() {
+                            this.exchange.complete();
+                        }
                         Some(Ok(Frame::data(data)))
                     }
                     Err(frame) => match frame.into_trailers() {
                         Ok(mut trailers) if wants_trailers => {
+                            this.exchange.complete();
                             headers::clean_trailers(&mut trailers, authorization);
                             Some(Ok(Frame::trailers(trailers)))
                         }
@@ -112,6 +115,5 @@ impl Drop for ResponseBody {
         if !self.is_end_stream() {
             self.exchange.cut_short();
         }
-        self.clock.enter(Phase::Idle);
     }
 }

@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use crate::metrics::{ResponseSource, WorkerMetrics};
+use crate::server::clock::{Clock, Phase};
 use crate::telemetry::{AccessLog, AccessRecord};
+use crate::upstream::pool::ReplyError;
 
 /// What the log says of a downstream that left before its response began; nginx's number for it, never sent.
 const DOWNSTREAM_CLOSED: u16 = 499;
@@ -30,6 +32,8 @@ pub(super) struct Exchange {
     response_bytes: u64,
     log: AccessLog,
     metrics: Arc<WorkerMetrics>,
+    /// Of its connection.
+    clock: Rc<Clock>,
     _in_flight: InFlight,
 }
 
@@ -50,10 +54,16 @@ impl Drop for InFlight {
 }
 
 impl Exchange {
-    pub(super) fn open<B>(request: &Request<B>, log: AccessLog, metrics: &Arc<WorkerMetrics>, in_flight: InFlight) -> Self {
+    pub(super) fn open<B>(
+        request: &Request<B>,
+        log: AccessLog,
+        metrics: &Arc<WorkerMetrics>,
+        in_flight: InFlight,
+        clock: Rc<Clock>,
+    ) -> Self {
         metrics.request_started();
         Self {
-            started: Instant::now(),
+            started: clock.now(),
             method: request.method().clone(),
             target: request.uri().path_and_query().cloned(),
             status: StatusCode::from_u16(DOWNSTREAM_CLOSED).expect("a three-digit number"),
@@ -65,6 +75,7 @@ impl Exchange {
             response_bytes: 0,
             log,
             metrics: Arc::clone(metrics),
+            clock,
             _in_flight: in_flight,
         }
     }
@@ -96,6 +107,11 @@ impl Exchange {
         }
     }
 
+    /// The upstream's response has come to its end.
+    pub(super) fn complete(&self) {
+        self.clock.set_open_ended(false);
+    }
+
     /// Bytes of the response body went on.
     pub(super) fn relayed(&mut self, bytes: u64) {
         self.response_bytes += bytes;
@@ -103,7 +119,7 @@ impl Exchange {
     }
 
     /// The upstream's body broke off; the downstream's is broken off too.
-    pub(super) fn broke_off(&mut self, error: &hyper::Error) {
+    pub(super) fn broke_off(&mut self, error: &ReplyError) {
         self.code = Some("upstream_protocol");
         self.metrics.error("upstream_protocol");
         tracing::warn!(code = "upstream_protocol", method = %self.method, status = self.status.as_u16(), %error, "the upstream's response broke off");
@@ -117,7 +133,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let duration = self.started.elapsed();
+        self.clock.enter(Phase::Idle);
+        let duration = self.clock.now() - self.started;
         self.metrics.request_finished(&self.method, self.status, self.source, duration);
         self.log.record(&AccessRecord {
             method: &self.method,

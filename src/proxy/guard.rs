@@ -22,7 +22,7 @@ use crate::secret::Token;
 
 use authority::Authorities;
 pub(super) use authority::split_authority;
-use minting::is_minting_path;
+pub(crate) use minting::is_minting_path;
 
 mod authority;
 mod minting;

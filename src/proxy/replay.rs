@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Method, Request, request};
+use http::{HeaderMap, Method, Request, Uri, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -22,7 +22,10 @@ use crate::server::clock::Clock;
 
 /// A cleaned request with its body, ready to be sent, and to be sent again.
 pub(super) struct Attempts {
-    head: request::Parts,
+    method: Method,
+    uri: Uri,
+    /// With the authorization of the attempt made last. It is set here and not in the copy that is sent, which has room for no further field.
+    headers: RefCell<HeaderMap>,
     source: Rc<Source>,
     bodyless: bool,
 }
@@ -85,12 +88,12 @@ impl Attempts {
             clock,
             metrics,
         };
-        Self { head, source: Rc::new(source), bodyless }
+        Self { method: head.method, uri: head.uri, headers: RefCell::new(head.headers), source: Rc::new(source), bodyless }
     }
 
     /// Of the request.
     pub(super) fn method(&self) -> &Method {
-        &self.head.method
+        &self.method
     }
 
     /// The request with this token, for the first time.
@@ -114,7 +117,7 @@ impl Attempts {
 
     /// Whether it may be sent again although nobody knows whether the upstream processed it (RFC 9110 section 9.2.2), which is left to the plainest case.
     pub(super) fn is_repeatable(&self) -> bool {
-        self.bodyless && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS)
+        self.bodyless && matches!(self.method, Method::GET | Method::HEAD | Method::OPTIONS)
     }
 
     /// Why the body ended early, if it did.
@@ -128,11 +131,15 @@ impl Attempts {
     }
 
     fn request(&self, authorization: &AuthorizationValue, copied: Vec<u8>) -> Request<RequestBody> {
-        let mut head = self.head.clone();
-        headers::authorize(&mut head.headers, authorization);
         let attempt = self.source.attempt.get() + 1;
         self.source.attempt.set(attempt);
-        Request::from_parts(head, RequestBody { source: Rc::clone(&self.source), attempt, copied: Bytes::from(copied) })
+        let mut request = Request::new(RequestBody { source: Rc::clone(&self.source), attempt, copied: Bytes::from(copied) });
+        let mut headers = self.headers.borrow_mut();
+        headers::authorize(&mut headers, authorization);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers.clone();
+        request
     }
 }
 
@@ -160,7 +167,7 @@ impl Source {
                     return Poll::Ready(None);
                 }
                 Some(Err(error)) => {
-                    return Poll::Ready(Some(Err(if error.is_parse() { BodyFailure::Malformed } else { BodyFailure::Closed })));
+                    return Poll::Ready(Some(Err(if is_malformed(&error) { BodyFailure::Malformed } else { BodyFailure::Closed })));
                 }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
@@ -191,6 +198,12 @@ impl Source {
             }
         }
     }
+}
+
+/// Hyper reports broken chunks as an I/O error of its decoder; the end of the stream, or a reset, has another kind.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    error.is_parse() || io.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
 }
 
 impl Body for RequestBody {

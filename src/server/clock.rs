@@ -77,8 +77,18 @@ pub struct Clock {
     upload_pending: Cell<bool>,
     /// Whether the upstream has taken all that the downstream sent so far and waits for more.
     starving: Cell<bool>,
+    /// Whether the response under way has no end but the connection's.
+    open_ended: Cell<bool>,
     expired: Cell<Option<Expired>>,
     waiter: RefCell<Option<Waker>>,
+    turn: Cell<Turn>,
+}
+
+/// Whether the connection is being polled, and what was read from the system's clock since that began.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Out,
+    In(Option<Instant>),
 }
 
 /// Which limit of an exchange ran out, and whose fault it is.
@@ -101,8 +111,31 @@ impl Clock {
             since: Cell::new(Instant::now()),
             upload_pending: Cell::new(false),
             starving: Cell::new(false),
+            open_ended: Cell::new(false),
             expired: Cell::new(None),
             waiter: RefCell::new(None),
+            turn: Cell::new(Turn::Out),
+        }
+    }
+
+    /// Runs one poll of the connection, in which time stands still: several steps of an exchange happen in each, and one reading serves them all.
+    pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Turn::In(None));
+        let result = poll();
+        self.turn.set(Turn::Out);
+        result
+    }
+
+    /// The time. Within a poll of the connection always the same.
+    pub fn now(&self) -> Instant {
+        match self.turn.get() {
+            Turn::Out => Instant::now(),
+            Turn::In(Some(read)) => read,
+            Turn::In(None) => {
+                let now = Instant::now();
+                self.turn.set(Turn::In(Some(now)));
+                now
+            }
         }
     }
 
@@ -114,7 +147,7 @@ impl Clock {
     /// The exchange moves on.
     pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
-        self.since.set(Instant::now());
+        self.since.set(self.now());
     }
 
     /// A request head is complete; `has_body` where its body is still to be read.
@@ -148,11 +181,22 @@ impl Clock {
         self.upload_pending.get()
     }
 
+    /// Says whether the response under way has bytes to come and no end but the connection's (HTTP/1.0 knows no chunks). Meanwhile an orderly close would
+    /// make a whole of a part; only a reset tells (RFC 9112 section 8).
+    pub fn set_open_ended(&self, open_ended: bool) {
+        self.open_ended.set(open_ended);
+    }
+
+    /// See [`Clock::set_open_ended`].
+    pub(super) fn is_open_ended(&self) -> bool {
+        self.open_ended.get()
+    }
+
     /// Bytes came from the downstream.
     pub(super) fn received(&self) {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head),
-            Phase::Upload | Phase::Relay => self.since.set(Instant::now()),
+            Phase::Upload | Phase::Relay => self.since.set(self.now()),
             // Deadlines: bytes do not move them.
             Phase::Head | Phase::Waiting | Phase::Response => {}
         }
@@ -161,7 +205,7 @@ impl Clock {
     /// Bytes went to the downstream.
     pub(super) fn sent(&self) {
         if matches!(self.phase.get(), Phase::Relay | Phase::Idle) {
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
     }
 
@@ -186,7 +230,7 @@ impl Clock {
         let sleep = tokio::time::sleep(tick);
         tokio::pin!(sleep);
         loop {
-            let now = Instant::now();
+            let now = self.now();
             let phase = self.phase.get();
             let deadline = self.limits.of(phase).map(|limit| self.since.get() + limit);
             if deadline.is_some_and(|deadline| deadline <= now) {

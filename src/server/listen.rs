@@ -38,7 +38,7 @@ pub enum Listener {
 
 /// Why an address cannot be listened at, with what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen at {address}: {source}{}", advice(.source))]
+#[error("cannot listen at {address}{}", advice(.source))]
 pub struct BindError {
     address: String,
     source: io::Error,
@@ -281,7 +281,7 @@ mod tests {
         drop(bound);
         assert!(!path.exists());
         fs::write(&path, "mine").unwrap();
-        assert!(bind(&address, 0o600, 1).unwrap_err().to_string().contains("not a socket"));
+        assert!(bind(&address, 0o600, 1).unwrap_err().source.to_string().contains("not a socket"));
         assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
 }

@@ -39,6 +39,17 @@ macro_rules! each {
     };
 }
 
+impl Stream {
+    /// Closing resets the connection from now on. A TLS stream needs none: without its `close_notify` its end is known to be untimely. Nor can a Unix
+    /// socket be reset.
+    fn reset_when_dropped(&self) {
+        if let Self::Tcp(stream) = self {
+            // A socket that refuses the option is closed all the same, only less tellingly.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buffer))
@@ -102,8 +113,14 @@ impl Watched {
 }
 
 impl Drop for Watched {
+    /// Gives the stream back; unless the response has no end yet that its downstream could see, which then must not see one.
     fn drop(&mut self) {
-        self.returned.set(self.stream.take());
+        let stream = self.stream.take();
+        if self.clock.is_open_ended() {
+            stream.iter().for_each(Stream::reset_when_dropped);
+        } else {
+            self.returned.set(stream);
+        }
     }
 }
 

@@ -25,6 +25,8 @@ mod retry_after;
 
 pub use display::{Display, Environment};
 pub(crate) use reply::is_safe_id;
+#[cfg(fuzzing)]
+pub(crate) use {reply::parse as parse_reply, retry_after::read as read_retry_after};
 
 /// With the slash: without it, the API answers with a redirect, and redirects are not followed.
 const MINT_PATH: &str = "/api-tokens/";

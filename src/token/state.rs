@@ -27,7 +27,7 @@
 //! | candidate dead | – | – | – | → `Idle`; a token file's is paced as rejected |
 //! | candidate inconclusive | – | – | – | → `Idle`; use it unless a usable token is held, which then stays; verify again |
 //! | other credentials | start afresh | result is read again | the result may still serve | the result may still serve |
-//! | refresh requested | mint within the budget, else refuse | join | join | join |
+//! | refresh requested | mint within the budget and unless the credentials were rejected, else refuse | join | join | join |
 //! | shutdown | stop | stop | stop; the result is still taken | stop; the result is still taken |
 //!
 //! *Wanted* is a token while none is usable, while the one in use belongs to other credentials, and while it is older than `token.max_age`. *Allowed*
@@ -366,6 +366,10 @@ impl Machine {
         }
         if !self.store_was_read {
             return Ok(()); // only with a first pair, for which `proceed` begins
+        }
+        let next_try = self.pacing.try_allowed(now);
+        if self.pacing.is_rejected() && next_try > now {
+            return Err(RefreshRefused::CredentialsRejected { retry_after: next_try - now });
         }
         let allowed = self.pacing.log.budget_allows(now);
         if allowed > now {

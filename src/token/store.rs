@@ -21,6 +21,8 @@ use crate::secret::Token;
 mod disk;
 mod file;
 mod format;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod mask;
 
 use file::FileStore;

@@ -119,7 +119,8 @@ impl Connector {
     pub fn new(config: &config::Upstream) -> Result<Self, String> {
         let origin = config.origin.clone();
         let tls = if origin.tls {
-            let client_config = tls::client_config(config.ca_file.as_deref(), config.http_version)?;
+            let client_config = tls::client_config(config.ca_file.as_deref(), config.http_version)
+                .map_err(|reason| format!("upstream.ca_file: {reason}"))?;
             let name = ServerName::try_from(origin.host.clone()).map_err(|error| format!("upstream.url: {}: {error}", origin.host))?;
             Some((TlsConnectorDebug(TlsConnector::from(client_config)), name))
         } else {
@@ -179,8 +180,12 @@ impl Connector {
             tunnel = tunnel.with_auth(authorization.clone());
         }
         let stream = tunnel.call(shared.target.clone()).await.map_err(|error| {
-            let cause = error.source().map(ToString::to_string);
-            refused(cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
+            let (mut reason, mut cause) = (error.to_string(), error.source());
+            while let Some(current) = cause {
+                reason = format!("{reason}: {current}");
+                cause = current.source();
+            }
+            refused(reason)
         })?;
         Ok(stream.into_inner())
     }

@@ -34,9 +34,9 @@ use crate::task;
 /// An idle HTTP/2 connection is pinged this often and given up [`PING_TIMEOUT`] later: half-open ones are found within 20 s.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of a response head, in bytes, and how many fields it may have; more is a broken upstream (502).
+/// Of a response head, in bytes; more is a broken upstream (502). So are more than 100 fields, which is hyper's default: with another number it would
+/// allocate 12 KiB for each head.
 const MAX_RESPONSE_HEAD: usize = 256 * 1024;
-const MAX_RESPONSE_FIELDS: usize = 256;
 /// Streams that one HTTP/2 connection carries before another is opened: the least that RFC 9113 section 6.5.2 recommends upstreams to allow. Where one
 /// allows fewer, the rest queue inside h2, bounded by the response timeout.
 const MAX_STREAMS: usize = 100;
@@ -84,7 +84,7 @@ pub struct Upstream<B: Body> {
     /// False once it is known that all connections are HTTP/1.1.
     may_be_http2: Cell<bool>,
     prior_knowledge: bool,
-    idle: RefCell<Vec<Http1<B>>>,
+    idle: RefCell<Vec<Box<Http1<B>>>>,
     shared: RefCell<Vec<Rc<Http2<B>>>>,
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
     dialing: tokio::sync::Mutex<()>,
@@ -93,7 +93,7 @@ pub struct Upstream<B: Body> {
     metrics: Arc<WorkerMetrics>,
 }
 
-/// An HTTP/1.1 connection that carries one request at a time.
+/// An HTTP/1.1 connection that carries one request at a time. Boxed for its whole life, since it moves with every request and response.
 struct Http1<B> {
     sender: http1::SendRequest<B>,
     driver: AbortHandle,
@@ -106,8 +106,41 @@ struct Http1<B> {
 struct Http2<B> {
     sender: http2::SendRequest<B>,
     expires: Instant,
-    streams: Cell<usize>,
+    usage: Rc<Usage>,
     last_used: Cell<Instant>,
+}
+
+/// How many streams an HTTP/2 connection carries, which decides whether it counts as idle or as active.
+struct Usage {
+    streams: Cell<usize>,
+    open: Cell<bool>,
+    metrics: Arc<WorkerMetrics>,
+}
+
+impl Usage {
+    fn opened(metrics: Arc<WorkerMetrics>) -> Rc<Self> {
+        metrics.upstream_connections(1, 0);
+        Rc::new(Self { streams: Cell::new(0), open: Cell::new(true), metrics })
+    }
+
+    fn begin_stream(&self) {
+        if self.streams.replace(self.streams.get() + 1) == 0 && self.open.get() {
+            self.metrics.upstream_connections(-1, 1);
+        }
+    }
+
+    fn end_stream(&self) {
+        self.streams.set(self.streams.get() - 1);
+        if self.streams.get() == 0 && self.open.get() {
+            self.metrics.upstream_connections(1, -1);
+        }
+    }
+
+    fn closed(&self) {
+        self.open.set(false);
+        let (idle, active) = if self.streams.get() == 0 { (-1, 0) } else { (0, -1) };
+        self.metrics.upstream_connections(idle, active);
+    }
 }
 
 /// Lets hyper start its HTTP/2 tasks on this thread.
@@ -132,7 +165,7 @@ where
     /// Must be called on the worker's runtime: it starts the task that closes idle connections, which ends with the pool.
     pub fn start(connector: Connector, config: &config::Upstream, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
         let mut http1 = http1::Builder::new();
-        http1.max_header_size(MAX_RESPONSE_HEAD).max_headers(MAX_RESPONSE_FIELDS);
+        http1.max_header_size(MAX_RESPONSE_HEAD);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
@@ -160,31 +193,34 @@ where
     }
 
     /// Sends `request` and waits for the response head. Where the connection fails and nothing was sent, the same request goes to another one; where
-    /// there is [`Evidence`] that it was not processed, `again` decides, once for each pooled connection that fails and at most once for a new one.
+    /// there is [`Evidence`] that it was not processed, `again` decides: once for each pooled connection that fails, at most once for a new one, and at
+    /// most once where the upstream said so.
     ///
-    /// Has no timeout but the connect timeout. Dropping the future closes the connection (HTTP/2: resets the stream).
+    /// Has no timeout but the connect timeout. Dropping the future closes the connection (HTTP/2: resets the stream). `now` is the time, which the
+    /// caller has at hand; another reading of the clock costs a percent of a request.
     pub async fn send(
         self: &Rc<Self>,
         mut request: Request<B>,
+        now: Instant,
         mut again: impl FnMut(Evidence) -> Option<Request<B>>,
     ) -> Result<Response<ReplyBody<B>>, SendError> {
-        let mut new_connection_failed = false;
+        let (mut new_connection_failed, mut not_processed_before) = (false, false);
         loop {
-            let (failure, reused) = match self.acquire().await? {
-                Acquired::Http1 { connection, reused } => match self.send_http1(connection, request, reused).await {
-                    Ok(response) => return Ok(response),
-                    Err(failure) => (failure, reused),
-                },
-                Acquired::Http2 { connection, reused } => match self.send_http2(&connection, request, reused).await {
-                    Ok(response) => return Ok(response),
-                    Err(failure) => (failure, reused),
-                },
+            let (sent, reused) = match self.acquire(now).await? {
+                Acquired::Http1 { connection, reused } => (self.send_http1(connection, request, reused).await, reused),
+                Acquired::Http2 { connection, reused } => (self.send_http2(&connection, request, reused).await, reused),
+            };
+            let failure = match sent {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
             };
             if !reused && std::mem::replace(&mut new_connection_failed, true) {
                 return Err(failure.error);
             }
             request = match failure.what {
                 Unsent::Returned(request) => *request,
+                // Once: an HTTP/2 connection stays in the pool whatever becomes of its streams, and an upstream that refuses again wants to be left alone.
+                Unsent::Evidence(Evidence::NotProcessed) if std::mem::replace(&mut not_processed_before, true) => return Err(failure.error),
                 Unsent::Evidence(evidence) => match again(evidence) {
                     Some(request) => request,
                     None => return Err(failure.error),
@@ -195,25 +231,29 @@ where
     }
 
     /// The connection used last that can still be used, else a new one.
-    async fn acquire(self: &Rc<Self>) -> Result<Acquired<B>, SendError> {
-        if let Some(connection) = self.pooled() {
-            return Ok(connection);
+    async fn acquire(self: &Rc<Self>, now: Instant) -> Result<Acquired<B>, SendError> {
+        match self.pooled(now) {
+            Some(connection) => Ok(connection),
+            // Rare and large: kept out of the future that every request moves.
+            None => Box::pin(self.acquire_new()).await,
         }
+    }
+
+    async fn acquire_new(self: &Rc<Self>) -> Result<Acquired<B>, SendError> {
         if !self.may_be_http2.get() {
             return self.dial().await;
         }
         let _dialing = self.dialing.lock().await;
-        match self.pooled() {
+        match self.pooled(Instant::now()) {
             Some(connection) => Ok(connection),
             None => self.dial().await,
         }
     }
 
-    fn pooled(&self) -> Option<Acquired<B>> {
-        let now = Instant::now();
+    fn pooled(&self, now: Instant) -> Option<Acquired<B>> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|connection| !connection.sender.is_closed() && connection.expires > now);
-        if let Some(connection) = shared.iter().find(|connection| connection.streams.get() < MAX_STREAMS) {
+        if let Some(connection) = shared.iter().find(|connection| connection.usage.streams.get() < MAX_STREAMS) {
             connection.last_used.set(now);
             return Some(Acquired::Http2 { connection: Rc::clone(connection), reused: true });
         }
@@ -249,47 +289,47 @@ where
             let _ = connection.await;
         });
         self.metrics.upstream_connections(0, 1);
-        let connection = Http1 { sender, driver: driver.abort_handle(), received, expires, idle_since: Instant::now() };
+        let connection = Box::new(Http1 { sender, driver: driver.abort_handle(), received, expires, idle_since: Instant::now() });
         Ok(Acquired::Http1 { connection, reused: false })
     }
 
     async fn start_http2(self: &Rc<Self>, connection: Connection, expires: Instant) -> Result<Acquired<B>, SendError> {
         let (sender, connection) = self.http2.handshake(TokioIo::new(connection)).await.map_err(SendError::Protocol)?;
-        let metrics = Arc::clone(&self.metrics);
-        metrics.upstream_connections(0, 1);
+        let usage = Usage::opened(Arc::clone(&self.metrics));
+        let until_closed = Rc::clone(&usage);
         task::spawn("upstream connection", async move {
             let _ = connection.await;
-            metrics.upstream_connections(0, -1);
+            until_closed.closed();
         });
-        let connection = Rc::new(Http2 { sender, expires, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
+        let connection = Rc::new(Http2 { sender, expires, usage, last_used: Cell::new(Instant::now()) });
         self.shared.borrow_mut().push(Rc::clone(&connection));
         Ok(Acquired::Http2 { connection, reused: false })
     }
 
-    async fn send_http1(
+    /// Hands the request to the connection at once, so that the future does not hold it.
+    fn send_http1(
         self: &Rc<Self>,
-        connection: Http1<B>,
+        mut connection: Box<Http1<B>>,
         request: Request<B>,
         reused: bool,
-    ) -> Result<Response<ReplyBody<B>>, Failure<B>> {
+    ) -> impl Future<Output = Result<Response<ReplyBody<B>>, Failure<B>>> + use<B> {
         let received_before = connection.received.get();
-        let mut lease = Lease { pool: Rc::clone(self), connection: Some(connection) };
-        let sender = &mut lease.connection.as_mut().expect("taken only when the lease ends").sender;
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|incoming| ReplyBody::new(incoming, Held::Http1(lease)))),
-            Err(mut error) => {
-                let returned = error.take_message();
-                let error = error.into_error();
-                let nothing_came = lease.connection.as_ref().is_some_and(|connection| connection.received.get() == received_before);
-                let what = match returned {
-                    Some(request) => Unsent::Returned(Box::new(request)),
-                    None if reused && nothing_came && !error.is_user() && !error.is_parse() => {
-                        Unsent::Evidence(Evidence::ClosedBeforeReply)
-                    }
-                    None => Unsent::Unknown,
-                };
-                Err(Failure { what, error: classify(error) })
-            }
+        let sent = connection.sender.try_send_request(request);
+        let lease = Lease { pool: Rc::clone(self), connection: Some(connection) };
+        async move {
+            let mut error = match sent.await {
+                Ok(response) => return Ok(response.map(|incoming| ReplyBody::new(incoming, Held::Http1(lease)))),
+                Err(error) => error,
+            };
+            let returned = error.take_message();
+            let error = error.into_error();
+            let nothing_came = lease.connection.as_ref().is_some_and(|connection| connection.received.get() == received_before);
+            let what = match returned {
+                Some(request) => Unsent::Returned(Box::new(request)),
+                None if reused && nothing_came && !error.is_user() && !error.is_parse() => Unsent::Evidence(Evidence::ClosedBeforeReply),
+                None => Unsent::Unknown,
+            };
+            Err(Failure { what, error: classify(error) })
         }
     }
 
@@ -343,7 +383,7 @@ impl<B: Body> Upstream<B> {
 }
 
 enum Acquired<B> {
-    Http1 { connection: Http1<B>, reused: bool },
+    Http1 { connection: Box<Http1<B>>, reused: bool },
     Http2 { connection: Rc<Http2<B>>, reused: bool },
 }
 
@@ -385,14 +425,14 @@ struct StreamCount<B>(Rc<Http2<B>>);
 
 impl<B> StreamCount<B> {
     fn new(connection: Rc<Http2<B>>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        connection.usage.begin_stream();
         Self(connection)
     }
 }
 
 impl<B> Drop for StreamCount<B> {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.usage.end_stream();
         self.0.last_used.set(Instant::now());
     }
 }
@@ -400,7 +440,7 @@ impl<B> Drop for StreamCount<B> {
 /// An HTTP/1.1 connection in use. Ends by [`Lease::finish`], or by being dropped, which closes the connection.
 struct Lease<B: Body> {
     pool: Rc<Upstream<B>>,
-    connection: Option<Http1<B>>,
+    connection: Option<Box<Http1<B>>>,
 }
 
 impl<B: Body> Lease<B> {
@@ -429,6 +469,18 @@ enum Held<B: Body> {
     Http2(#[expect(dead_code, reason = "held to be dropped")] StreamCount<B>),
 }
 
+/// Why a response body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplyError {
+    /// The connection or the stream broke, or what came is not HTTP.
+    #[error("{}", describe(.0))]
+    Broken(hyper::Error),
+    /// HTTP/2: the stream was reset before its end. With NO_ERROR that is legal behind a complete response only (RFC 9113 section 8.1), but hyper takes
+    /// it for the end wherever it comes.
+    #[error("the upstream reset the stream before the end of the response")]
+    Reset,
+}
+
 /// A response body on its way from the upstream. At its end the connection returns to the pool; dropped before, the connection is closed (HTTP/2: the
 /// stream is reset).
 pub struct ReplyBody<B: Body> {
@@ -454,14 +506,19 @@ impl<B: Body> ReplyBody<B> {
 
 impl<B: Body> Body for ReplyBody<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReplyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if frame.is_none() || self.incoming.is_end_stream() {
+        let ended = self.incoming.is_end_stream();
+        if frame.is_none() && !ended && matches!(self.held, Some(Held::Http2(_))) {
+            self.finish();
+            return Poll::Ready(Some(Err(ReplyError::Reset)));
+        }
+        if frame.is_none() || ended {
             self.finish();
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(ReplyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -492,7 +549,7 @@ where
             keep
         });
         pool.shared.borrow_mut().retain(|connection| {
-            !connection.sender.is_closed() && (connection.streams.get() > 0 || !stale(connection.expires, connection.last_used.get()))
+            !connection.sender.is_closed() && (connection.usage.streams.get() > 0 || !stale(connection.expires, connection.last_used.get()))
         });
     }
 }

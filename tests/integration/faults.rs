@@ -216,8 +216,9 @@ fn d29_an_outage_heals_without_a_restart_and_readiness_stays() {
     let (simulator, proxy) = start(Protocols::Http1, |builder| builder);
     simulator.refuse_connections(true);
     simulator.end_connections(End::Reset);
+    // A connection that was on its way when the listener closed is neither refused nor accepted, and times out.
     let answer = proxy.get("/inputs/");
-    assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));
+    assert!(matches!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable") | (504, "upstream_timeout")), "{answer:?}");
     assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200, "a token in hand keeps it ready");
     assert_eq!(proxy.ask_admin("GET", "/liveness").status(), 200);
     simulator.refuse_connections(false);

@@ -10,9 +10,13 @@
 // Samples of metrics are whole numbers.
 #![allow(clippy::float_cmp)]
 
+mod admin;
+mod cli;
 mod clients;
 mod connection_life;
+mod contract;
 mod desync;
+mod egress;
 mod expect;
 mod faults;
 mod framing;
@@ -20,6 +24,7 @@ mod guard;
 mod hop_by_hop;
 mod host_and_target;
 mod http2;
+mod http2_faults;
 mod leaks;
 mod limits;
 mod panics;
@@ -29,3 +34,4 @@ mod responses;
 mod shutdown;
 mod support;
 mod tokens;
+mod unix_and_tls;

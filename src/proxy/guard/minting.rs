@@ -10,7 +10,7 @@
 const API_TOKENS: &[u8] = b"api-tokens";
 
 /// Whether some upstream could take `path` (without the query) for `/api-tokens` or a path below it. Allocates only where there is something to decode.
-pub(super) fn is_minting_path(path: &str) -> bool {
+pub(crate) fn is_minting_path(path: &str) -> bool {
     let path = path.as_bytes();
     if path.iter().any(|byte| matches!(byte, b'%' | b'\\' | 0x80..)) {
         begins_with_api_tokens(&normalise(path))

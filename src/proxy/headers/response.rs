@@ -46,10 +46,12 @@ pub fn clean_response(
         Some(_) | None => {}
     }
     rewrite_location(headers, admitted, &upstream.origin);
-    // The reason phrase is the upstream's; anything else in there is hyper's own matter with that connection.
+    // The reason phrase is the upstream's, unless it has the token in it; anything else in there is hyper's own matter with that connection.
     let reason = head.extensions.remove::<ReasonPhrase>();
     head.extensions.clear();
-    if let Some(reason) = reason {
+    if let Some(reason) = reason
+        && !authorization.is_in(reason.as_bytes())
+    {
         head.extensions.insert(reason);
     }
     head.version = Version::HTTP_11;
@@ -226,6 +228,16 @@ mod tests {
         clean_response(&mut head, &admitted, GET, &upstream, &authorization()).unwrap();
         assert_eq!(head.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes), Some(&b"Quite All Right"[..]));
         assert_eq!(head.extensions.len(), 1);
+    }
+
+    /// B25: no way back for the token, this one included.
+    #[test]
+    fn b25_a_reason_phrase_with_the_token_is_dropped() {
+        let (upstream, admitted) = admitted("https://api.upsolver.com", "/x", "localhost");
+        let echo = ReasonPhrase::try_from(["no ".as_bytes(), authorization().header().as_bytes()].concat()).unwrap();
+        let mut head = Response::builder().extension(echo).body(()).unwrap().into_parts().0;
+        clean_response(&mut head, &admitted, GET, &upstream, &authorization()).unwrap();
+        assert_eq!(head.extensions.get::<ReasonPhrase>(), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 32;
 const MAX_ID_BYTES: usize = 128;
 
 /// Token and id, or what is wrong with the reply. The body is cleared where nobody else holds it.
-pub(super) fn parse(reply: Reply) -> Result<(Token, Option<String>), String> {
+pub(crate) fn parse(reply: Reply) -> Result<(Token, Option<String>), String> {
     let parsed = check_headers(&reply.headers).and_then(|()| parse_body(&reply.body));
     clear(reply.body);
     parsed

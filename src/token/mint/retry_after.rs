@@ -11,7 +11,7 @@ const LONGEST: Duration = Duration::from_mins(15);
 
 /// How long the upstream asks to wait, between 1 s and 15 min; `None` where it asks nothing intelligible. A date is taken relative to the reply's own
 /// `date`, where it has one, so that a clock that is wrong on either side does no harm; else relative to `now`. One in the past asks nothing.
-pub(super) fn read(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(crate) fn read(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit are a long time, too.

@@ -145,6 +145,9 @@ fn words(action: &Action) -> String {
         Action::Answer(ticket, Verdict::Replay(token)) => format!("{}: replay with {}", ticket.0, token.generation),
         Action::AnswerRefresh(Ok(())) => "refresh begins".to_owned(),
         Action::AnswerRefresh(Err(RefreshRefused::TooMany { retry_after })) => format!("refresh in {} s", retry_after.as_secs()),
+        Action::AnswerRefresh(Err(RefreshRefused::CredentialsRejected { retry_after })) => {
+            format!("rejected for {} s", retry_after.as_secs())
+        }
         Action::AnswerRefresh(Err(RefreshRefused::NothingToMintWith { reason })) => reason.clone(),
         Action::Supersede { token, proven_dead: true } => format!("bury {}", name(token)),
         Action::Supersede { token, proven_dead: false } => format!("supersede {}", name(token)),
@@ -504,6 +507,18 @@ fn refresh_sets_the_interval_aside_but_not_the_budget() {
     rig.now += MINUTE;
     assert_eq!(rig.on(Event::RefreshRequested), ["refresh in 3540 s"]);
     assert_eq!(rig.sees(), using("usable", "t3", 3));
+}
+
+/// B46: whoever reaches the admin server cannot have a wrong password presented until the account is locked.
+#[test]
+fn b46_refresh_does_not_present_rejected_credentials_again() {
+    let mut rig = Rig::minting();
+    let _ = rig.on(failed(MintFailure::Rejected));
+    rig.now += MINUTE / 2;
+    assert_eq!(rig.on(Event::RefreshRequested), ["rejected for 30 s"]);
+    assert_eq!(rig.on(pair(B)), ["mint with 2"], "other credentials are tried at once");
+    let _ = rig.on(minted("t1"));
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2", "refresh begins"]);
 }
 
 #[test]
