@@ -84,9 +84,9 @@ mod tests {
         assert_eq!(endless.ceiling(u32::MAX), Duration::from_secs(u64::from(u32::MAX)));
     }
 
-    /// C01: full jitter uses the whole range, ends included as far as they can be drawn, and nothing outside it.
+    /// C01, C09: full jitter uses the whole range, ends included as far as they can be drawn, and nothing outside it.
     #[test]
-    fn c01_delays_spread_over_the_whole_range() {
+    fn c01_c09_delays_spread_over_the_whole_range() {
         let mut random = fastrand::Rng::with_seed(7);
         for failures in [1, 5, 20] {
             let ceiling = Backoff::MINT.ceiling(failures);

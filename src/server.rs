@@ -148,7 +148,6 @@ pub(crate) async fn connection<S, F, B>(
     let Some(stream) = stream else { return };
     let clock = Rc::new(Clock::new(settings.limits));
     let returned: Returned = Rc::default();
-    let _abandoned = Abandoned(Rc::clone(&returned));
     let end = {
         let io = TokioIo::new(Watched::new(stream, Rc::clone(&clock), Rc::clone(&returned)));
         let clock = Rc::clone(&clock);
@@ -200,17 +199,6 @@ enum End {
     /// In the middle of a response.
     Cut,
     Expired(Phase),
-}
-
-/// Cuts a connection whose task is aborted in the middle of an exchange, as the end of the drain does. To be dropped after hyper's part.
-struct Abandoned(Returned);
-
-impl Drop for Abandoned {
-    fn drop(&mut self) {
-        if let Some(stream) = self.0.take() {
-            cut(stream);
-        }
-    }
 }
 
 /// Ends a connection so that nobody can take what was sent for the whole: a response to HTTP/1.0 may end with its connection, and only a reset tells

@@ -84,6 +84,7 @@ pub struct Upstream<B: Body> {
     /// False once it is known that all connections are HTTP/1.1.
     may_be_http2: Cell<bool>,
     prior_knowledge: bool,
+    #[expect(clippy::vec_box, reason = "a connection moves in and out once per request, and its box is cheaper to move")]
     idle: RefCell<Vec<Box<Http1<B>>>>,
     shared: RefCell<Vec<Rc<Http2<B>>>>,
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
@@ -475,8 +476,8 @@ pub enum ReplyError {
     /// The connection or the stream broke, or what came is not HTTP.
     #[error("{}", describe(.0))]
     Broken(hyper::Error),
-    /// HTTP/2: the stream was reset before its end. With NO_ERROR that is legal behind a complete response only (RFC 9113 section 8.1), but hyper takes
-    /// it for the end wherever it comes.
+    /// HTTP/2: the stream was reset before its end. With `NO_ERROR` that is legal behind a complete response only (RFC 9113 section 8.1), but hyper
+    /// takes it for the end wherever it comes.
     #[error("the upstream reset the stream before the end of the response")]
     Reset,
 }

@@ -146,7 +146,7 @@ fn d12_a_stream_below_the_goaway_that_breaks_is_an_error() {
     assert!(wire.upstream.saw_nothing(), "sent again");
 }
 
-/// D13: REFUSED_STREAM says that nothing was processed: once more, whatever the method, on the same connection or another.
+/// D13: `REFUSED_STREAM` says that nothing was processed: once more, whatever the method, on the same connection or another.
 #[test]
 fn d13_a_refused_stream_is_sent_again_once() {
     for request in [GET, POST] {
@@ -219,7 +219,7 @@ fn d13_endless_refusals_end() {
     }
 }
 
-/// D13, A50: a complete reply before the upload's end, then NO_ERROR: the reply is delivered.
+/// D13, A50: a complete reply before the upload's end, then `NO_ERROR`: the reply is delivered.
 #[test]
 fn d13_a_full_early_reply_is_delivered() {
     let wire = wire();

@@ -11,6 +11,7 @@
 #![allow(clippy::float_cmp)]
 
 mod admin;
+mod cleanup;
 mod cli;
 mod clients;
 mod connection_life;
