@@ -145,7 +145,8 @@ impl Service {
             Greeting::Serve => None,
             Greeting::End(end) => Some(end),
             // `Refuse` here: it was accepted just before the port was shut.
-            Greeting::Silence | Greeting::Refuse => Some(End::Stay),
+            Greeting::Refuse => Some(End::Reset),
+            Greeting::Silence => Some(End::Stay),
         };
         if let Some(end) = ends {
             return Stream::Plain(tcp).end(end.into()).await.map(|()| None);

@@ -133,6 +133,7 @@ fn b12_idle_connections_end_and_cost_nobody_else_anything() {
 #[test]
 fn b12_connections_over_the_limit_are_told_so() {
     let wire = Wire::set(&["listen.max_connections=10"]);
+    wire.proxy.wait_ready();
     let mut connections: Vec<_> = (0..10).map(|_| wire.proxy.connect()).collect();
     for connection in &mut connections {
         // Answered locally, and the connection stays.
