@@ -97,6 +97,8 @@ enum Command {
 
 /// Does what the process's command line says, and returns the exit status. The whole of `main`.
 pub fn main() -> ExitCode {
+    // Before any secret is read. `app::run` does it again, to say in the log what the kernel refused.
+    let _ = crate::harden::process();
     match CommandLine::try_parse() {
         Ok(command_line) => command_line.execute(),
         // Help and version come this way too, for stdout and with status 0; wrong usage has status 2. A closed stdout is no error of ours.

@@ -24,7 +24,7 @@
 //! | mint failed | – | – | → `Idle`, paced by the failure's kind | – |
 //! | another process minted | – | – | → `Verifying` | – |
 //! | candidate alive | – | – | – | → `Idle`, use it |
-//! | candidate dead | – | – | – | → `Idle`; a token file's is paced as rejected |
+//! | candidate dead | – | – | – | → `Idle`; a token file's is paced as rejected; a pair that never had a token counts as new |
 //! | candidate inconclusive | – | – | – | → `Idle`; use it unless a usable token is held, which then stays; verify again |
 //! | other credentials | start afresh | result is read again | the result may still serve | the result may still serve |
 //! | refresh requested | mint within the budget and unless the credentials were rejected, else refuse | join | join | join |
