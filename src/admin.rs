@@ -64,8 +64,8 @@ pub enum Command {
     Quit,
 }
 
-/// Connections at a time; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time, where the process may open enough files; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].
+pub(crate) const MAX_CONNECTIONS: usize = 64;
 /// Requests at a time, over all connections.
 const MAX_REQUESTS: usize = 32;
 /// For one answer; longer than `liveness::DEADLINE`.
@@ -84,7 +84,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is ready, then lets the connections finish for a moment. Cancelling it stops accepting; what is answered at that time ends
 /// with its own deadline. To be run on a runtime for local tasks.
-pub async fn serve(listeners: Vec<Listener>, handles: Handles, shutdown: impl Future<Output = ()>) {
+pub async fn serve(listeners: Vec<Listener>, handles: Handles, max_connections: usize, shutdown: impl Future<Output = ()>) {
     let service = stack(handles);
     let mut connections = FuturesUnordered::new();
     tokio::pin!(shutdown);
@@ -93,7 +93,7 @@ pub async fn serve(listeners: Vec<Listener>, handles: Handles, shutdown: impl Fu
         tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.next() => {}
-            accepted = server::accept(&listeners), if connections.len() < MAX_CONNECTIONS => match accepted {
+            accepted = server::accept(&listeners), if connections.len() < max_connections => match accepted {
                 Ok((stream, peer)) => connections.push(crate::task::spawn("admin connection", connection(stream, peer, service.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "the admin server cannot accept a connection");
@@ -235,7 +235,7 @@ pub(crate) mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let proxy = Proxy::new();
 
-        let server = serve(listeners, proxy.handles, async { drop(stopped.await) });
+        let server = serve(listeners, proxy.handles, MAX_CONNECTIONS, async { drop(stopped.await) });
         let visitor = async {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"GET /liveness HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Command, Handles};
 use crate::config::{Config, Credentials, CredentialsSource, ListenTls, Loaded, Sources};
 use crate::credentials;
-use crate::descriptors;
+use crate::descriptors::{self, Room};
 use crate::harden;
 use crate::liveness;
 use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
@@ -50,12 +50,13 @@ const TOKEN_GRACE: Duration = Duration::from_secs(5);
 const IDLE_CLOSE: Duration = Duration::from_millis(100);
 
 /// Runs the proxy until a signal or a command stops it.
-pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
+pub fn run(mut loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
     let refused = harden::process();
     for reason in refused {
         tracing::warn!(reason, "cannot harden the process");
     }
-    if let Some(shortage) = descriptors::make_room(&loaded.config) {
+    let room = descriptors::make_room(&mut loaded.config);
+    if let Some(shortage) = &room.shortage {
         tracing::warn!("{shortage}");
     }
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
@@ -65,7 +66,7 @@ pub fn run(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode 
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve(loaded, sources, telemetry));
+    let ended = runtime.block_on(serve(loaded, sources, telemetry, &room));
     // A file read that hangs, on a dead network mount say, must not hold the process up.
     runtime.shutdown_background();
     match ended {
@@ -93,7 +94,7 @@ enum Ended {
     Cut,
 }
 
-async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<Ended> {
+async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, room: &Room) -> anyhow::Result<Ended> {
     let started = SystemTime::now();
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     for warning in &loaded.warnings {
@@ -151,7 +152,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> anyho
         upstream: config.upstream.origin.to_string(),
         started,
     };
-    let admin = start_admin(admin_sockets, handles, stage_reader)?;
+    let admin = start_admin(admin_sockets, handles, room.admin_connections, stage_reader)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), upstream = %config.upstream.origin, workers, "started");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -357,6 +358,7 @@ impl Control<'_> {
 fn start_admin(
     sockets: Vec<Bound>,
     handles: Handles,
+    max_connections: usize,
     mut stage: watch::Receiver<Stage>,
 ) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
     let mut listeners = Vec::new();
@@ -368,7 +370,7 @@ fn start_admin(
         return Ok(None);
     }
     let stopped = async move { crate::shutdown::reached(&mut stage, Stage::Cut).await };
-    Ok(Some(task::spawn("admin server", admin::serve(listeners, handles, stopped))))
+    Ok(Some(task::spawn("admin server", admin::serve(listeners, handles, max_connections, stopped))))
 }
 
 /// Tells systemd, where it started this process. Nobody listening is no error.

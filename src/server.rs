@@ -39,7 +39,8 @@ const LINGER_BUFFER: usize = 8192;
 /// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
-/// Connections over the limit that are told so at a time; more are closed without a word.
+/// Connections over the limit that are told so at a time: an eighth of the limit, within these bounds; more are closed without a word.
+pub(crate) const MIN_REFUSALS: usize = 2;
 const MAX_REFUSALS: usize = 64;
 /// After a failed accept, typically for lack of descriptors: time for some to be freed, without spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -76,6 +77,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let settings = Rc::new(settings);
+    let max_refusals = (settings.max_connections.get() / 8).clamp(MIN_REFUSALS, MAX_REFUSALS);
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
     loop {
@@ -90,7 +92,7 @@ where
                     let connection = connection(stream, tls.clone(), Rc::clone(&settings), stage.clone(), service.clone());
                     connections.spawn_local(connection);
                 }
-                Ok((stream, _)) if refusals.len() < MAX_REFUSALS && tls.is_none() => {
+                Ok((stream, _)) if refusals.len() < max_refusals && tls.is_none() => {
                     let message = settings.too_many.clone();
                     refusals.spawn_local(async move { say(stream, &message).await });
                 }

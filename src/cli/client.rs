@@ -273,7 +273,7 @@ mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let Proxy { handles, token, mut commands, .. } = Proxy::new();
 
-        let server = serve(listeners, handles, async { drop(stopped.await) });
+        let server = serve(listeners, handles, crate::admin::MAX_CONNECTIONS, async { drop(stopped.await) });
         let person = async {
             for target in &targets {
                 let target = std::slice::from_ref(target);

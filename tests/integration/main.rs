@@ -28,6 +28,7 @@ mod http2;
 mod http2_faults;
 mod leaks;
 mod limits;
+mod overload;
 mod panics;
 mod redirects;
 mod replay;
