@@ -166,7 +166,8 @@ where
     /// Must be called on the worker's runtime: it starts the task that closes idle connections, which ends with the pool.
     pub fn start(connector: Connector, config: &config::Upstream, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
         let mut http1 = http1::Builder::new();
-        http1.max_header_size(MAX_RESPONSE_HEAD);
+        // The buffer holds a head, and is what a downstream that stops reading leaves full.
+        http1.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_RESPONSE_HEAD);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
