@@ -1,4 +1,4 @@
-//! The wiring, once, in order: harden, bind, start, serve, drain. The only file that knows all others.
+//! The wiring, once, in order: harden, bind, enter the sandbox, start, serve, drain. The only file that knows all others.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -24,6 +24,7 @@ use crate::liveness;
 use crate::metrics::{Metrics, TokenMetrics, WorkerMetrics};
 use crate::proxy::guard::{CallerToken, Guard};
 use crate::readiness::ReadinessReader;
+use crate::sandbox::Needs;
 use crate::secret::Token;
 use crate::server::listen::{self, Bound};
 use crate::shutdown::{Signal, Signals, Stage};
@@ -49,15 +50,18 @@ const TOKEN_GRACE: Duration = Duration::from_secs(5);
 /// What connections with nothing in flight get to close, however short the drain is: closing them cuts nobody off.
 const IDLE_CLOSE: Duration = Duration::from_millis(100);
 
-/// Runs the proxy until a signal or a command stops it.
-pub fn run(mut loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitCode {
+/// Runs the proxy until a signal or a command stops it; with `sandboxed`, in a sandbox that this thread never leaves.
+pub fn run(mut loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxed: bool) -> ExitCode {
     let refused = harden::process();
     for reason in refused {
         tracing::warn!(reason, "cannot harden the process");
     }
     let room = descriptors::make_room(&mut loaded.config);
-    if let Some(shortage) = &room.shortage {
-        tracing::warn!("{shortage}");
+    for warning in loaded.warnings.iter().chain(&room.shortage) {
+        tracing::warn!("{warning}");
+    }
+    if !sandboxed {
+        tracing::info!("not sandboxed: it is turned off");
     }
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
@@ -66,7 +70,7 @@ pub fn run(mut loaded: Loaded, sources: Sources, telemetry: &Telemetry) -> ExitC
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve(loaded, sources, telemetry, &room));
+    let ended = runtime.block_on(serve(loaded, sources, telemetry, sandboxed, &room));
     // A file read that hangs, on a dead network mount say, must not hold the process up.
     runtime.shutdown_background();
     match ended {
@@ -94,12 +98,9 @@ enum Ended {
     Cut,
 }
 
-async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, room: &Room) -> anyhow::Result<Ended> {
+async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxed: bool, room: &Room) -> anyhow::Result<Ended> {
     let started = SystemTime::now();
     let mut signals = Signals::listen().context("cannot listen for signals")?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
     let config = Arc::new(loaded.config.clone());
     let workers = config.runtime.workers.get();
 
@@ -109,6 +110,10 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, room: &R
     let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
     let admin_sockets = admin_sockets.into_iter().flatten().collect::<Vec<_>>();
     let Files { tls, connector, caller_token } = files;
+    // After what is read and bound once, before the first thread that works with a secret or with what peers send.
+    if sandboxed {
+        Needs::of(&config, loaded.file.as_deref()).enter().await;
+    }
 
     let token_metrics = Arc::new(TokenMetrics::default());
     let worker_metrics: Vec<_> = (0..workers).map(|_| Arc::new(WorkerMetrics::new(config.policy.rules.len()))).collect();

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::app::EXIT_USAGE;
 use crate::config::{Config, Loaded, Need, Problems, Sources};
-use crate::{app, telemetry};
+use crate::{app, sandbox, telemetry};
 
 pub mod check;
 pub mod client;
@@ -152,8 +152,15 @@ fn run(sources: Sources) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return usage(&problems),
     };
-    match telemetry::init(&loaded.config.log) {
-        Ok(telemetry) => app::run(loaded, sources, &telemetry),
+    let sandboxed = match sandbox::is_wanted(&sources.environment) {
+        Ok(sandboxed) => sandboxed,
+        Err(problem) => {
+            complain(format_args!("error: {problem}"));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match telemetry::init(&loaded.config.log, sandboxed) {
+        Ok(telemetry) => app::run(loaded, sources, &telemetry, sandboxed),
         Err(error) => failure(&error),
     }
 }

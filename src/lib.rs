@@ -21,7 +21,7 @@
 //! | who starts what, in which order, and how it ends | [`app`] |
 //!
 //! The rest: [`secret`] (what cannot be printed), [`credentials`] (reads and watches email and password), [`server`] (connections, for any service),
-//! [`worker`], [`admin`], [`readiness`], [`liveness`], [`metrics`], [`telemetry`], [`shutdown`], [`harden`], [`descriptors`], [`backoff`], [`task`], [`cli`], and [`simulator`], the
+//! [`worker`], [`admin`], [`readiness`], [`liveness`], [`metrics`], [`telemetry`], [`shutdown`], [`harden`], [`sandbox`], [`descriptors`], [`backoff`], [`task`], [`cli`], and [`simulator`], the
 //! Upsolver API that the demo, the tests and the benchmarks use.
 //!
 //! # Direction
@@ -52,6 +52,7 @@ pub mod liveness;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;
+pub mod sandbox;
 pub mod secret;
 pub mod server;
 pub mod shutdown;

@@ -44,14 +44,15 @@ impl Telemetry {
     }
 }
 
-/// Starts the log of this process on stderr; from here on a panic is a log line too. To be called once.
+/// Starts the log of this process on stderr; from here on a panic is a log line too. To be called once. `sandboxed` closes the writing thread off.
 ///
 /// Fails where `RUST_LOG` or `log.level` is not a filter, or a log was started before.
-pub fn init(log: &config::Log) -> anyhow::Result<Telemetry> {
+pub fn init(log: &config::Log, sandboxed: bool) -> anyhow::Result<Telemetry> {
     let terminal = std::io::stderr().is_terminal();
     let (key, text) = filter_text(std::env::var(FILTER_VARIABLE).ok(), &log.level);
     let format = Format::new(log.format, terminal);
-    let (lines, flush, dropped_lines) = writer::start(std::io::stderr(), format.colour).context("cannot start the log writer thread")?;
+    let (lines, flush, dropped_lines) =
+        writer::start(std::io::stderr(), format.colour, sandboxed).context("cannot start the log writer thread")?;
     let (dispatch, filter) = with_writer(&text, format, lines).with_context(|| key.to_owned())?;
     tracing::dispatcher::set_global_default(dispatch).context("cannot start the log a second time")?;
     std::panic::set_hook(Box::new(log_panic));
@@ -200,7 +201,7 @@ mod tests {
     /// What `log` writes under a filter, through the real writer.
     fn written(filter: &str, format: Format, log: impl FnOnce(&LogFilter)) -> String {
         let written = Written::default();
-        let (lines, flush, _) = writer::start(written.clone(), format.colour).unwrap();
+        let (lines, flush, _) = writer::start(written.clone(), format.colour, true).unwrap();
         let (dispatch, handle) = with_writer(filter, format, lines).unwrap();
         tracing::dispatcher::with_default(&dispatch, || log(&handle));
         drop(flush);

@@ -17,8 +17,9 @@ use crate::telemetry;
 pub fn demo(mut sources: Sources) -> ExitCode {
     match start_demo(&mut sources) {
         // The simulator serves until the proxy has stopped.
-        Ok((_simulator, _directory, loaded)) => match telemetry::init(&loaded.config.log) {
-            Ok(telemetry) => run(loaded, sources, &telemetry),
+        // No sandbox: the simulator and the removal of its directory are none of the proxy's business.
+        Ok((_simulator, _directory, loaded)) => match telemetry::init(&loaded.config.log, false) {
+            Ok(telemetry) => run(loaded, sources, &telemetry, false),
             Err(error) => fail(&error),
         },
         Err(error) => fail(&error),

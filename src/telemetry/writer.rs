@@ -15,6 +15,8 @@ use std::time::Duration;
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::sandbox;
+
 /// Bytes that may wait for stderr.
 const CAPACITY: usize = 512 << 10;
 /// Access lines leave this much of it to lines that matter more.
@@ -54,13 +56,17 @@ pub(super) struct FlushGuard {
     ended: mpsc::Receiver<()>,
 }
 
-/// Starts the thread, which writes to `out`; it ends with the guard. Also returns the count of dropped lines.
-pub(super) fn start(out: impl Write + Send + 'static, colour: bool) -> io::Result<(Lines, FlushGuard, Arc<AtomicU64>)> {
+/// Starts the thread, which writes to `out`; it ends with the guard. Sandboxed, it can open nothing: it runs before [`crate::sandbox::Needs::enter`], which
+/// holds for later threads only. Also returns the count of dropped lines.
+pub(super) fn start(out: impl Write + Send + 'static, colour: bool, sandboxed: bool) -> io::Result<(Lines, FlushGuard, Arc<AtomicU64>)> {
     let dropped = Arc::new(AtomicU64::new(0));
     let shared = Arc::new(Shared { buffer: Mutex::default(), wake: Condvar::new(), dropped: Arc::clone(&dropped) });
     let (end, ended) = mpsc::channel();
     let thread = Arc::clone(&shared);
     std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || {
+        if sandboxed {
+            sandbox::close_thread();
+        }
         thread.write_until_closed(out);
         let _ = end.send(()); // Fails where the guard gave up waiting.
     })?;
@@ -214,7 +220,7 @@ mod tests {
     #[test]
     fn writes_every_line_in_order_before_the_guard_is_gone() {
         let (out, written) = Shown::new();
-        let (lines, guard, dropped) = start(out, false).unwrap();
+        let (lines, guard, dropped) = start(out, false, false).unwrap();
         for number in 0..1000 {
             lines.make_writer().write_all(format!("line {number}\n").as_bytes()).unwrap();
         }
@@ -228,7 +234,7 @@ mod tests {
     #[test]
     fn a_blocked_stderr_blocks_nobody() {
         let (unblock, blocked) = mpsc::channel::<()>();
-        let (lines, guard, dropped) = start(Blocked(blocked), false).unwrap();
+        let (lines, guard, dropped) = start(Blocked(blocked), false, false).unwrap();
         let line = vec![b'x'; 1023];
         let count = 3 * CAPACITY / (line.len() + 1);
         for _ in 0..count {
@@ -242,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_failing_stderr_costs_its_lines_alone() {
-        let (lines, guard, dropped) = start(Broken, false).unwrap();
+        let (lines, guard, dropped) = start(Broken, false, false).unwrap();
         lines.make_writer().write_all(b"one\n").unwrap();
         lines.make_writer().write_all(b"two\n").unwrap();
         drop(guard);

@@ -139,7 +139,7 @@ fn b14_open_files_are_made_room_for() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let token = directory.path().join("token");
     std::fs::write(&token, canary("token")).expect("a writable directory");
-    for (limit, is_short) in [("ulimit -S -n 64", false), ("ulimit -n 160", true)] {
+    for (limit, is_short) in [("ulimit -S -n 64", false), ("ulimit -n 100", true)] {
         // 20 connections and as many requests fit into the first one's hard limit, not into the second one's.
         let mut child = Command::new("/bin/sh")
             .env_clear()

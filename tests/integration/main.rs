@@ -33,6 +33,7 @@ mod panics;
 mod redirects;
 mod replay;
 mod responses;
+mod sandbox;
 mod shutdown;
 mod support;
 mod tokens;
