@@ -17,6 +17,14 @@
 //! let email = upsolver_auth_proxy::secret::Email::new("x".to_owned()).unwrap();
 //! let text: &str = &email; // no Deref
 //! ```
+//! ```compile_fail
+//! let token = upsolver_auth_proxy::secret::Token::new("x".to_owned()).unwrap();
+//! println!("{}", upsolver_auth_proxy::secret::AuthorizationValue::new(&token)); // no Display
+//! ```
+//! ```compile_fail
+//! let password = upsolver_auth_proxy::secret::Password::new("x".to_owned()).unwrap();
+//! password.expose(); // private to the crate
+//! ```
 
 use std::fmt;
 

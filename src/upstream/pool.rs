@@ -64,12 +64,17 @@ pub enum SendError {
     Protocol(hyper::Error),
 }
 
-/// A hyper error with its causes, for the log. Hyper quotes nothing of a message.
+/// A hyper error with its causes, for the log. They quote nothing of a message, but for h2, which repeats the words of a GOAWAY: these are the upstream's,
+/// and may hold anything.
 fn describe(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(current) = cause {
-        text = format!("{text}: {current}");
+        let go_away = current.downcast_ref::<h2::Error>().filter(|error| error.is_go_away()).and_then(h2::Error::reason);
+        text = match go_away {
+            Some(reason) => format!("{text}: GOAWAY: {reason}"),
+            None => format!("{text}: {current}"),
+        };
         cause = current.source();
     }
     text

@@ -1,6 +1,7 @@
 //! One request on a connection of its own, its reply collected under a limit: for mint, probe and revocation.
 
 use std::cell::Cell;
+use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -17,8 +18,7 @@ use super::connect::Connector;
 use super::pool::LocalExecutor;
 use crate::task;
 
-/// A complete reply.
-#[derive(Debug)]
+/// A complete reply. That to a mint holds the token, so `Debug` shows the status alone.
 pub struct Reply {
     /// Status.
     pub status: StatusCode,
@@ -26,6 +26,12 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// Whole body, at most as long as asked for.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// Why there is no complete reply.

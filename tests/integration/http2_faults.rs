@@ -146,6 +146,20 @@ fn d12_a_stream_below_the_goaway_that_breaks_is_an_error() {
     assert!(wire.upstream.saw_nothing(), "sent again");
 }
 
+/// B36: a GOAWAY may carry words (RFC 9113 section 6.8), and a faulty upstream the token in them. `Wire` searches the log for it.
+#[test]
+fn b36_the_words_of_a_goaway_are_not_repeated() {
+    let wire = wire();
+    let downstream = send(&wire, POST);
+    let mut connection = Frames::accept(&wire);
+    assert_eq!(connection.whole_request(), 1);
+    let words = format!("denied to {}", wire.token);
+    connection.write(GOAWAY, 0, 0, &[&0_u32.to_be_bytes(), &INTERNAL_ERROR.to_be_bytes(), words.as_bytes()].concat());
+    drop(connection);
+    assert_eq!(answer(downstream).code(), "upstream_protocol");
+    wire.proxy.wait_for_log("\"a request failed\"");
+}
+
 /// D13: `REFUSED_STREAM` says that nothing was processed: once more, whatever the method, on the same connection or another.
 #[test]
 fn d13_a_refused_stream_is_sent_again_once() {

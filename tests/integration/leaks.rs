@@ -1,5 +1,7 @@
 //! Where a secret could show, and what of a request may be told to whom: B36 to B50.
 
+use upsolver_auth_proxy::simulator::{Account, Options, Protocols, Simulator};
+
 use crate::support::proxy::{Builder, assert_no_secret, canary};
 use crate::support::raw::{Message, RawUpstream};
 use crate::support::wire::{GET, OK, Wire};
@@ -70,6 +72,42 @@ fn b36_b39_nothing_that_travels_shows_in_any_output() {
     let mut files = std::fs::read_dir(wire.proxy.directory()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
     assert_eq!(files.next().as_deref(), Some(std::ffi::OsStr::new("token")));
     assert!(files.next().is_none(), "the proxy wrote a file");
+}
+
+/// The same with TLS and over both versions of HTTP, with the mint, a rejection and the second mint, whatever the filter says. The proxy's log is searched
+/// for email and password as with every test.
+#[test]
+fn b36_b39_no_library_tells_what_travels_over_tls() {
+    for version in ["1.1", "2"] {
+        let account = Account { email: format!("{}@example.com", canary("email")), password: canary("password") };
+        let options = Options { accounts: vec![account.clone()], protocols: Protocols::Both, ..Options::default() };
+        let simulator = Simulator::start(options).expect("a free port");
+        let [cookie, body] = ["cookie", "body"].map(canary);
+        let proxy = Builder::to_simulator(&simulator, &account)
+            .env(
+                "RUST_LOG",
+                "trace,hyper=trace,hyper_util=trace,h2=trace,rustls=trace,tokio_rustls=trace,tokio=trace,mio=trace,notify=trace",
+            )
+            .set(format!("upstream.http_version={version}"))
+            .set("token.min_mint_interval=0s")
+            .set("token.probe_interval=1ms")
+            .secret(&cookie)
+            .secret(&body)
+            .start();
+        proxy.wait_ready();
+        let mut secrets = simulator.live_tokens();
+        assert_eq!(simulator.revoke_all(), 1);
+        let answer = proxy.exchange(format!(
+            "POST /query HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        assert_ne!(answer.status(), 401, "sent again with the second token");
+        secrets.extend(simulator.live_tokens());
+        assert_eq!(secrets.len(), 2);
+        assert_eq!(proxy.metric("upsolver_auth_proxy_token_generation"), 2.0);
+        assert!(proxy.ask_admin("GET", "/log-level").text().contains("h2=trace"), "the filter is in force");
+        assert_no_secret(&secrets, &proxy.log());
+    }
 }
 
 /// Replies to a mint that are none: what they hold may be the token, so nothing of it is told.
