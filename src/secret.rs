@@ -174,6 +174,20 @@ mod tests {
         assert_eq!(format!("{:?}", authorization.header()), "Sensitive");
     }
 
+    /// B44: dropped, they are cleared; and no one can be copied without being asked for.
+    #[test]
+    fn b44_secrets_are_cleared_on_drop() {
+        fn cleared<T: ZeroizeOnDrop>() {
+            assert!(std::mem::needs_drop::<T>());
+        }
+        cleared::<Email>();
+        cleared::<Password>();
+        cleared::<Token>();
+        let mut password = Password::new("canary".to_owned()).unwrap();
+        password.zeroize();
+        assert_eq!(password.expose(), "");
+    }
+
     #[test]
     fn finds_the_token_inside_a_value() {
         let authorization = AuthorizationValue::new(&Token::new("canary".to_owned()).unwrap());
