@@ -104,15 +104,15 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     let config = Arc::new(loaded.config.clone());
     let workers = config.runtime.workers.get();
 
-    let files = Files::read(&config).map_err(Misconfigured)?;
+    let sandbox = sandboxed.then(|| Needs::of(&config, loaded.file.as_deref()).prepare());
+    let Files { tls, connector, caller_token } = Files::read(&config).map_err(Misconfigured)?;
     // Sockets before all else: a busy port is found before anything is minted.
     let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers).context("listen.address")?;
     let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
     let admin_sockets = admin_sockets.into_iter().flatten().collect::<Vec<_>>();
-    let Files { tls, connector, caller_token } = files;
     // After what is read and bound once, before the first thread that works with a secret or with what peers send.
-    if sandboxed {
-        Needs::of(&config, loaded.file.as_deref()).enter().await;
+    if let Some(sandbox) = sandbox {
+        sandbox.enter().await;
     }
 
     let token_metrics = Arc::new(TokenMetrics::default());

@@ -15,6 +15,7 @@
 //! Landlock, or one that forbids it, costs this protection and not the service.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -60,6 +61,10 @@ pub struct Needs {
     /// TCP ports.
     connect: BTreeSet<u16>,
 }
+
+/// A sandbox that is being made.
+#[derive(Debug)]
+pub struct Prepared(io::Result<oneshot::Receiver<Result<RulesetCreated, RulesetError>>>);
 
 /// A rule for a directory.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,25 +114,13 @@ impl Needs {
         needs
     }
 
-    /// Puts the calling thread into the sandbox, and with it all threads that it starts from now on. Says in the log what came of it.
-    pub async fn enter(self) {
+    /// Begins to look at the directories, beside the rest of the start.
+    pub fn prepare(self) -> Prepared {
         let (done, built) = oneshot::channel();
         let builder = std::thread::Builder::new().name("sandbox".to_owned());
         // Whoever asked may have given up.
         let started = builder.spawn(move || drop(done.send(self.ruleset())));
-        let built = match started {
-            Ok(_) => timeout(DEADLINE, built).await,
-            Err(error) => return tracing::warn!(%error, "not sandboxed: cannot start a thread"),
-        };
-        let entered = match built {
-            Ok(Ok(built)) => built.and_then(RulesetCreated::restrict_self),
-            Ok(Err(_)) | Err(_) => return tracing::warn!("not sandboxed: a configured directory does not answer"),
-        };
-        match entered.map(|status| Outcome::of(&status)) {
-            Ok(Outcome { open, .. }) if open.is_empty() => tracing::info!("sandboxed: only configured files and ports can be reached"),
-            Ok(Outcome { open, why }) => tracing::info!(not_restricted = open.join(", "), why, "not sandboxed completely"),
-            Err(error) => tracing::warn!(%error, "not sandboxed"),
-        }
+        Prepared(started.map(|_| built))
     }
 
     fn ruleset(&self) -> Result<RulesetCreated, RulesetError> {
@@ -156,6 +149,25 @@ impl Needs {
             allowed.extend(files.iter().flat_map(|file| directories(file)).map(|directory| existing(access)(&directory)));
         }
         allowed
+    }
+}
+
+impl Prepared {
+    /// Puts the calling thread into the sandbox, and with it all threads that it starts from now on. Says in the log what came of it.
+    pub async fn enter(self) {
+        let built = match self.0 {
+            Ok(built) => timeout(DEADLINE, built).await,
+            Err(error) => return tracing::warn!(%error, "not sandboxed: cannot start a thread"),
+        };
+        let entered = match built {
+            Ok(Ok(built)) => built.and_then(RulesetCreated::restrict_self),
+            Ok(Err(_)) | Err(_) => return tracing::warn!("not sandboxed: a configured directory does not answer"),
+        };
+        match entered.map(|status| Outcome::of(&status)) {
+            Ok(Outcome { open, .. }) if open.is_empty() => tracing::info!("sandboxed: only configured files and ports can be reached"),
+            Ok(Outcome { open, why }) => tracing::info!(open = open.join(", "), why, "the sandbox is not complete"),
+            Err(error) => tracing::warn!(%error, "not sandboxed"),
+        }
     }
 }
 
@@ -196,7 +208,7 @@ fn directories(file: &Path) -> Vec<PathBuf> {
 }
 
 /// Puts the calling thread into a sandbox in which it can open nothing at all. For a thread that has what it needs. What the kernel lacks is told by
-/// [`Needs::enter`].
+/// [`Prepared::enter`].
 pub(crate) fn close_thread() {
     // No protection, no service lost.
     let _ = nothing_allowed().and_then(RulesetCreated::restrict_self);

@@ -56,7 +56,7 @@ pub(super) struct FlushGuard {
     ended: mpsc::Receiver<()>,
 }
 
-/// Starts the thread, which writes to `out`; it ends with the guard. Sandboxed, it can open nothing: it runs before [`crate::sandbox::Needs::enter`], which
+/// Starts the thread, which writes to `out`; it ends with the guard. Sandboxed, it can open nothing: it runs before [`sandbox::Prepared::enter`], which
 /// holds for later threads only. Also returns the count of dropped lines.
 pub(super) fn start(out: impl Write + Send + 'static, colour: bool, sandboxed: bool) -> io::Result<(Lines, FlushGuard, Arc<AtomicU64>)> {
     let dropped = Arc::new(AtomicU64::new(0));
