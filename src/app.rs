@@ -110,6 +110,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers).context("listen.address")?;
     let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
     let admin_sockets = admin_sockets.into_iter().flatten().collect::<Vec<_>>();
+    let requests = Requests::new(connector.clone(), config.token.clone());
     // After what is read and bound once, before the first thread that works with a secret or with what peers send.
     if let Some(sandbox) = sandbox {
         sandbox.enter().await;
@@ -122,7 +123,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     let credentials = credentials::Watch::start(config.credentials.clone(), Arc::clone(&token_metrics));
     let tokens = token::task::start(
         &config.token,
-        Requests::new(connector.clone(), config.token.clone()),
+        requests,
         PatientStore::new(Store::new(&config.token.store, &config.upstream.origin), config.token.mint_timeout),
         credentials.receiver(),
         credentials.reloader(),

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use upsolver_auth_proxy::simulator::{Account, Options, Simulator};
+
 use crate::support::proxy::{Builder, canary};
 use crate::support::raw::RawUpstream;
 use crate::support::wire::{GET, Wire};
@@ -88,6 +90,21 @@ fn c35_a_swap_is_followed_through_the_link_that_is_swapped() {
         fs::remove_dir_all(volume.join("..1")).expect("a directory");
         proxy.wait_until("the second token", |proxy| proxy.log().matches("credentials read; they are new").count() == 2);
     }
+}
+
+/// The names of tokens tell the host, which is looked up before the sandbox closes.
+#[test]
+fn the_host_is_known_to_a_mint() {
+    let account = Account { email: format!("{}@example.com", canary("email")), password: canary("password") };
+    let simulator = Simulator::start(Options { accounts: vec![account.clone()], ..Options::default() }).expect("a free port");
+    let proxy = Builder::to_simulator(&simulator, &account).start();
+    proxy.wait_ready();
+    let requests = simulator.requests();
+    let mint = requests.iter().find(|request| request.path().starts_with("/api-tokens")).expect("a mint");
+    let body: serde_json::Value = serde_json::from_slice(&mint.body).expect("JSON");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a host has a name");
+    let description = body["displayData"]["description"].as_str().expect("a text");
+    assert!(description.ends_with(&format!(" on {}", host.trim())), "{description}");
 }
 
 /// What the proxy does outside its own memory after the start: its configuration again, its token store, its sockets away.
