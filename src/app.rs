@@ -109,7 +109,6 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     // Sockets before all else: a busy port is found before anything is minted.
     let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers).context("listen.address")?;
     let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
-    let admin_sockets = admin_sockets.into_iter().flatten().collect::<Vec<_>>();
     let requests = Requests::new(connector.clone(), config.token.clone());
     // After what is read and bound once, before the first thread that works with a secret or with what peers send.
     if let Some(sandbox) = sandbox {
@@ -158,7 +157,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
         upstream: config.upstream.origin.to_string(),
         started,
     };
-    let admin = start_admin(admin_sockets, handles, room.admin_connections, stage_reader)?;
+    let admin = start_admin(admin_sockets.into_iter().flatten().collect(), handles, room.admin_connections, stage_reader)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), upstream = %config.upstream.origin, workers, "started");
     notify(&[sd_notify::NotifyState::Ready]);
 
