@@ -152,16 +152,17 @@ impl Proxy {
         self.check_announced_length(&body)?;
 
         let cleaned = headers::clean_request(&mut head, &body.size_hint(), self.guard.upstream());
-        let attempts = self.attempts(head, body, clock);
+        let mut attempts = self.attempts(head, body, clock);
         let mut token = self.token().await?;
 
-        let mut response = self.send(attempts.first(&token.authorization), &attempts, &token, clock, exchange).await?;
+        let body = attempts.first();
+        let mut response = self.send(&mut attempts, body, &token, clock, exchange).await?;
         if let Some(successor) = self.rejected(&response, &token, clock).await
-            && let Some(again) = self.again(&attempts, &successor)
+            && let Some(body) = self.again(&attempts)
         {
             drop(response);
             token = successor;
-            response = self.send(again, &attempts, &token, clock, exchange).await?;
+            response = self.send(&mut attempts, body, &token, clock, exchange).await?;
             self.metrics.replay(if is_rejection(response.status()) { "failure" } else { "success" });
         }
 
@@ -232,23 +233,25 @@ impl Proxy {
     /// Sends one attempt and waits for the response head, within the timeouts of the exchange's clock.
     async fn send(
         &self,
-        request: Request<RequestBody>,
-        attempts: &Attempts,
+        attempts: &mut Attempts,
+        body: RequestBody,
         token: &ActiveToken,
         clock: &Clock,
         exchange: &mut Exchange,
     ) -> Result<Response<ReplyBody<RequestBody>>, Error> {
         exchange.attempted(token.generation);
         clock.send();
+        attempts.authorize(&token.authorization);
+        let attempts = &*attempts;
         let again = |evidence| match evidence {
-            Evidence::NotProcessed => attempts.again(&token.authorization),
-            Evidence::ClosedBeforeReply if attempts.is_repeatable() => Some(attempts.first(&token.authorization)),
+            Evidence::NotProcessed => attempts.again(),
+            Evidence::ClosedBeforeReply if attempts.is_repeatable() => Some(attempts.first()),
             Evidence::ClosedBeforeReply => None,
         };
         // When the clock wins, the exchange upstream is cancelled: its connection closes.
         tokio::select! {
             biased;
-            sent = self.upstream.send(request, clock.now(), again) => sent.map_err(|error| explain(error, attempts)),
+            sent = self.upstream.send(attempts.head(), body, clock.now(), again) => sent.map_err(|error| explain(error, attempts)),
             expired = clock.expired() => Err(match expired {
                 Expired::Downstream => Error::RequestTimeout,
                 Expired::UpstreamRead => Error::UpstreamTimeout("it stopped reading the request"),
@@ -271,13 +274,13 @@ impl Proxy {
         }
     }
 
-    /// The request for the second time, where the configuration and the copy of its body allow it.
-    fn again(&self, attempts: &Attempts, successor: &ActiveToken) -> Option<Request<RequestBody>> {
-        if !self.may_replay(attempts.method()) {
+    /// The body for the second time, where the configuration and its copy allow it.
+    fn again(&self, attempts: &Attempts) -> Option<RequestBody> {
+        if !self.may_replay(&attempts.head().method) {
             self.metrics.replay("not_allowed");
             return None;
         }
-        let again = attempts.again(&successor.authorization);
+        let again = attempts.again();
         if again.is_none() {
             self.metrics.replay("too_large");
         }
@@ -309,6 +312,6 @@ fn explain(error: SendError, attempts: &Attempts) -> Error {
         SendError::Connect(error @ (ConnectError::Dns(_) | ConnectError::Unreachable { .. } | ConnectError::Proxy { .. })) => {
             Error::UpstreamUnreachable(error.to_string())
         }
-        SendError::RequestBody(_) | SendError::Protocol(_) => Error::UpstreamProtocol(error.to_string()),
+        SendError::RequestBody | SendError::Protocol(_) => Error::UpstreamProtocol(error.to_string()),
     }
 }

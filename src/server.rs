@@ -34,9 +34,6 @@ pub mod clock;
 pub mod listen;
 pub mod stream;
 
-/// What hyper gathers of a body before it writes, in bytes, and the most that it reads at a time. With its default of 408 KiB, here and upstream, a
-/// downstream that stops reading holds 1.4 MiB (B11).
-const BUFFER: usize = 128 << 10;
 /// What a lingering close reads at a time, in bytes.
 const LINGER_BUFFER: usize = 8192;
 /// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
@@ -163,12 +160,7 @@ pub(crate) async fn connection<S, F, B>(
             service(request, Rc::clone(&exchange_clock)).map(Ok::<_, Infallible>)
         });
         // A head has at most 100 fields; more are 431 (RFC 6585 section 5). That is hyper's default; said aloud, it would cost a slower way of parsing.
-        let mut http = pin!(
-            http1::Builder::new()
-                .max_header_size(settings.max_header_size)
-                .max_buf_size(BUFFER.max(settings.max_header_size))
-                .serve_connection(io, service)
-        );
+        let mut http = pin!(http1::Builder::new().max_header_size(settings.max_header_size).serve_connection(io, service));
         let draining = Cell::new(false);
         let mut served = pin!(async {
             loop {

@@ -26,6 +26,7 @@ enum Content {
         authorization: AuthorizationValue,
         wants_trailers: bool,
     },
+    BrokenOff,
 }
 
 /// The upstream's body broke off; so does the downstream's, without a clean end (RFC 9112 section 8).
@@ -62,6 +63,7 @@ impl Body for ResponseBody {
                 this.exchange.relayed(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64));
                 return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
             }
+            Content::BrokenOff => return Poll::Ready(Some(Err(BrokenOff))),
             Content::Relayed { body, authorization, wants_trailers } => (body, authorization, *wants_trailers),
         };
         loop {
@@ -72,7 +74,10 @@ impl Body for ResponseBody {
                 }
                 Some(Err(error)) => {
                     this.exchange.broke_off(&error);
-                    Some(Err(BrokenOff))
+                    this.content = Content::BrokenOff;
+                    // Hyper drops what it has not sent when a body fails: it gets one turn to send what came before the break.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
@@ -98,6 +103,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Own(bytes) => bytes.is_none(),
+            Content::BrokenOff => false,
             Content::Relayed { body, .. } => body.is_end_stream(),
         }
     }
@@ -105,6 +111,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::BrokenOff => SizeHint::new(),
             Content::Relayed { body, .. } => body.size_hint(),
         }
     }

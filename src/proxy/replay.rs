@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri, request};
+use http::{Method, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -19,13 +19,12 @@ use super::headers;
 use crate::metrics::WorkerMetrics;
 use crate::secret::AuthorizationValue;
 use crate::server::clock::Clock;
+use crate::upstream::http1::RequestHead;
 
 /// A cleaned request with its body, ready to be sent, and to be sent again.
 pub(super) struct Attempts {
-    method: Method,
-    uri: Uri,
-    /// With the authorization of the attempt made last. It is set here and not in the copy that is sent, which has room for no further field.
-    headers: RefCell<HeaderMap>,
+    /// With the authorization of the attempt made last.
+    head: RequestHead,
     source: Rc<Source>,
     bodyless: bool,
 }
@@ -88,36 +87,42 @@ impl Attempts {
             clock,
             metrics,
         };
-        Self { method: head.method, uri: head.uri, headers: RefCell::new(head.headers), source: Rc::new(source), bodyless }
+        let head = RequestHead { method: head.method, target: head.uri, headers: head.headers };
+        Self { head, source: Rc::new(source), bodyless }
     }
 
-    /// Of the request.
-    pub(super) fn method(&self) -> &Method {
-        &self.method
+    /// The head, as it goes to the upstream.
+    pub(super) fn head(&self) -> &RequestHead {
+        &self.head
     }
 
-    /// The request with this token, for the first time.
-    pub(super) fn first(&self, authorization: &AuthorizationValue) -> Request<RequestBody> {
-        self.request(authorization, Vec::new())
+    /// From now on the request carries this token.
+    pub(super) fn authorize(&mut self, authorization: &AuthorizationValue) {
+        headers::authorize(&mut self.head.headers, authorization);
     }
 
-    /// The request once more, with what was streamed of its body put in front; nothing where that is no longer at hand or the downstream is gone.
-    pub(super) fn again(&self, authorization: &AuthorizationValue) -> Option<Request<RequestBody>> {
+    /// The body, for the first time.
+    pub(super) fn first(&self) -> RequestBody {
+        self.body(Vec::new())
+    }
+
+    /// The body once more, with what was streamed of it put in front; nothing where that is no longer at hand or the downstream is gone.
+    pub(super) fn again(&self) -> Option<RequestBody> {
         if self.bodyless {
-            return Some(self.request(authorization, Vec::new()));
+            return Some(self.body(Vec::new()));
         }
         if self.source.failure.get().is_some() {
             return None;
         }
         match std::mem::replace(&mut *self.source.copy.borrow_mut(), Copy::Gone) {
-            Copy::Kept { bytes, .. } => Some(self.request(authorization, bytes)),
+            Copy::Kept { bytes, .. } => Some(self.body(bytes)),
             Copy::Gone => None,
         }
     }
 
     /// Whether it may be sent again although nobody knows whether the upstream processed it (RFC 9110 section 9.2.2), which is left to the plainest case.
     pub(super) fn is_repeatable(&self) -> bool {
-        self.bodyless && matches!(self.method, Method::GET | Method::HEAD | Method::OPTIONS)
+        self.bodyless && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS)
     }
 
     /// Why the body ended early, if it did.
@@ -130,16 +135,10 @@ impl Attempts {
         self.source.received.get()
     }
 
-    fn request(&self, authorization: &AuthorizationValue, copied: Vec<u8>) -> Request<RequestBody> {
+    fn body(&self, copied: Vec<u8>) -> RequestBody {
         let attempt = self.source.attempt.get() + 1;
         self.source.attempt.set(attempt);
-        let mut request = Request::new(RequestBody { source: Rc::clone(&self.source), attempt, copied: Bytes::from(copied) });
-        let mut headers = self.headers.borrow_mut();
-        headers::authorize(&mut headers, authorization);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers.clone();
-        request
+        RequestBody { source: Rc::clone(&self.source), attempt, copied: Bytes::from(copied) }
     }
 }
 
@@ -150,7 +149,7 @@ pub struct RequestBody {
     copied: Bytes,
 }
 
-/// What hyper gets to hear when a request body ends early. The reason is kept beside it, for the answer to the downstream.
+/// What a connection gets to hear when a request body ends early. The reason is kept beside it, for the answer to the downstream.
 #[derive(Debug, thiserror::Error)]
 #[error("the downstream's body ended early")]
 pub struct BodyEnded;

@@ -2,13 +2,11 @@
 //!
 //! The authority that is dialled comes from the configuration alone; nothing of a request gets here.
 
-use std::cell::Cell;
 use std::error::Error as _;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
@@ -231,11 +229,10 @@ fn host_and_port(origin: &Origin) -> String {
     if origin.host.contains(':') { format!("[{}]:{}", origin.host, origin.port) } else { format!("{}:{}", origin.host, origin.port) }
 }
 
-/// An open connection: bytes in, bytes out, and how many came in.
+/// An open connection: bytes in, bytes out.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    received: Rc<Cell<u64>>,
     http2: bool,
     /// The upstream takes nothing more; see [`Connection::unless_closed`].
     closed_for_writing: bool,
@@ -249,7 +246,7 @@ enum Stream {
 
 impl Connection {
     fn new(stream: Stream, http2: bool) -> Self {
-        Self { stream, received: Rc::default(), http2, closed_for_writing: false }
+        Self { stream, http2, closed_for_writing: false }
     }
 
     /// Whether ALPN chose HTTP/2.
@@ -269,22 +266,18 @@ impl Connection {
         }
     }
 
-    /// Bytes received so far, TLS apart: tells whether any of a reply arrived before the connection closed.
-    pub fn received(&self) -> Rc<Cell<u64>> {
-        Rc::clone(&self.received)
+    /// Whether the upstream takes nothing more; what is written is dropped.
+    pub fn is_closed_for_writing(&self) -> bool {
+        self.closed_for_writing
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        ready!(match &mut this.stream {
+        match &mut self.get_mut().stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        })?;
-        this.received.set(this.received.get() + (buffer.filled().len() - before) as u64);
-        Poll::Ready(Ok(()))
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! One worker's connections to the upstream.
 //!
 //! HTTP/1.1 connections wait in a stack: the one used last is used next, so that a quiet proxy lets the others run into their idle timeout. An HTTP/2
-//! connection is shared by its requests. Each connection is driven by a task of its own, not by the request that uses it. Everything here lives on one
-//! thread: no lock, and a request never waits for another worker.
+//! connection is shared by its requests and driven by a task of its own. Everything here lives on one thread: no lock, and a request never waits for
+//! another worker.
 //!
-//! A connection goes back on the stack only when hyper reports that both the request and the response are complete; in any other case, a cancelled
-//! exchange included, it is closed. Nothing dirty is ever reused.
+//! An HTTP/1.1 connection goes back on the stack only when both the request and the response are complete; in any other case, a cancelled exchange
+//! included, it is closed. Nothing dirty is ever reused.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response, Uri};
+use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connect::{ConnectError, Connection, Connector};
+use super::http1::{self, Http1, RequestHead};
 use crate::config::{self, HttpVersion};
 use crate::metrics::WorkerMetrics;
 use crate::task;
@@ -34,9 +35,6 @@ use crate::task;
 /// An idle HTTP/2 connection is pinged this often and given up [`PING_TIMEOUT`] later: half-open ones are found within 20 s.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of a response head, in bytes; more is a broken upstream (502). So are more than 100 fields, which is hyper's default: with another number it would
-/// allocate 12 KiB for each head.
-const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 /// Streams that one HTTP/2 connection carries before another is opened: the least that RFC 9113 section 6.5.2 recommends upstreams to allow. Where one
 /// allows fewer, the rest queue inside h2, bounded by the response timeout.
 const MAX_STREAMS: usize = 100;
@@ -50,18 +48,31 @@ pub enum Evidence {
     ClosedBeforeReply,
 }
 
-/// Why there is no response.
+/// Why there is no response. The texts are for the log and quote nothing of a message.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The request's own body failed; the cause lies downstream.
-    #[error("the request body failed: {0}")]
-    RequestBody(hyper::Error),
+    #[error("the request body failed")]
+    RequestBody,
     /// The connection broke, or what came back is not HTTP.
-    #[error("{}", describe(.0))]
-    Protocol(hyper::Error),
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl From<http1::Error> for SendError {
+    fn from(error: http1::Error) -> Self {
+        if matches!(error, http1::Error::RequestBody) { Self::RequestBody } else { Self::Protocol(error.to_string()) }
+    }
+}
+
+impl From<hyper::Error> for SendError {
+    fn from(error: hyper::Error) -> Self {
+        // Hyper calls what its user gives it the user's error.
+        if error.is_user() { Self::RequestBody } else { Self::Protocol(describe(&error)) }
+    }
 }
 
 /// A hyper error with its causes, for the log. They quote nothing of a message, but for h2, which repeats the words of a GOAWAY: these are the upstream's,
@@ -81,16 +92,14 @@ fn describe(error: &hyper::Error) -> String {
 }
 
 /// The pool of one worker. `B` is the request body.
-pub struct Upstream<B: Body> {
+pub struct Upstream<B> {
     connector: Connector,
     authority: Authority,
-    http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
     /// False once it is known that all connections are HTTP/1.1.
     may_be_http2: Cell<bool>,
     prior_knowledge: bool,
-    #[expect(clippy::vec_box, reason = "a connection moves in and out once per request, and its box is cheaper to move")]
-    idle: RefCell<Vec<Box<Http1<B>>>>,
+    idle: RefCell<Vec<Idle<B>>>,
     shared: RefCell<Vec<Rc<Http2<B>>>>,
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
     dialing: tokio::sync::Mutex<()>,
@@ -99,14 +108,15 @@ pub struct Upstream<B: Body> {
     metrics: Arc<WorkerMetrics>,
 }
 
-/// An HTTP/1.1 connection that carries one request at a time. Boxed for its whole life, since it moves with every request and response.
-struct Http1<B> {
-    sender: http1::SendRequest<B>,
-    driver: AbortHandle,
-    received: Rc<Cell<u64>>,
+/// An HTTP/1.1 connection that waits for its next request.
+struct Idle<B> {
+    connection: Shared<Http1<B>>,
     expires: Instant,
-    idle_since: Instant,
+    since: Instant,
 }
+
+/// A connection belongs to the exchange on it, but its upload may need a task of its own. Never borrowed across an `await`.
+type Shared<T> = Rc<RefCell<T>>;
 
 /// An HTTP/2 connection that carries many.
 struct Http2<B> {
@@ -170,23 +180,19 @@ where
 {
     /// Must be called on the worker's runtime: it starts the task that closes idle connections, which ends with the pool.
     pub fn start(connector: Connector, config: &config::Upstream, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
-        let mut http1 = http1::Builder::new();
-        // The buffer holds a head, and is what a downstream that stops reading leaves full.
-        http1.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_RESPONSE_HEAD);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
-            .max_header_list_size(u32::try_from(MAX_RESPONSE_HEAD).expect("a small constant"))
+            .max_header_list_size(u32::try_from(http1::MAX_HEAD_BYTES).expect("a small constant"))
             .adaptive_window(true);
         let pool = Rc::new(Self {
             prior_knowledge: !connector.origin().tls && config.http_version == HttpVersion::Http2,
             may_be_http2: Cell::new(config.http_version != HttpVersion::Http1),
             authority: connector.origin().authority().parse().expect("an origin has a valid authority"),
             connector,
-            http1,
             http2,
             idle: RefCell::default(),
             shared: RefCell::default(),
@@ -199,23 +205,24 @@ where
         pool
     }
 
-    /// Sends `request` and waits for the response head. Where the connection fails and nothing was sent, the same request goes to another one; where
-    /// there is [`Evidence`] that it was not processed, `again` decides: once for each pooled connection that fails, at most once for a new one, and at
-    /// most once where the upstream said so.
+    /// Sends a request and waits for the response head. Where the connection fails and nothing was sent, the same request goes to another one; where
+    /// there is [`Evidence`] that it was not processed, `again` decides, by giving the body once more: once for each pooled connection that fails, at
+    /// most once for a new one, and at most once where the upstream said so.
     ///
     /// Has no timeout but the connect timeout. Dropping the future closes the connection (HTTP/2: resets the stream). `now` is the time, which the
     /// caller has at hand; another reading of the clock costs a percent of a request.
     pub async fn send(
         self: &Rc<Self>,
-        mut request: Request<B>,
+        request: &RequestHead,
+        mut body: B,
         now: Instant,
-        mut again: impl FnMut(Evidence) -> Option<Request<B>>,
+        mut again: impl FnMut(Evidence) -> Option<B>,
     ) -> Result<Response<ReplyBody<B>>, SendError> {
         let (mut new_connection_failed, mut not_processed_before) = (false, false);
         loop {
             let (sent, reused) = match self.acquire(now).await? {
-                Acquired::Http1 { connection, reused } => (self.send_http1(connection, request, reused).await, reused),
-                Acquired::Http2 { connection, reused } => (self.send_http2(&connection, request, reused).await, reused),
+                Acquired::Http1 { lease, reused } => (lease.send(request, body, reused).await, reused),
+                Acquired::Http2 { connection, reused } => (self.send_http2(&connection, request, body, reused).await, reused),
             };
             let failure = match sent {
                 Ok(response) => return Ok(response),
@@ -224,12 +231,12 @@ where
             if !reused && std::mem::replace(&mut new_connection_failed, true) {
                 return Err(failure.error);
             }
-            request = match failure.what {
-                Unsent::Returned(request) => *request,
+            body = match failure.what {
+                Unsent::Returned(body) => body,
                 // Once: an HTTP/2 connection stays in the pool whatever becomes of its streams, and an upstream that refuses again wants to be left alone.
                 Unsent::Evidence(Evidence::NotProcessed) if std::mem::replace(&mut not_processed_before, true) => return Err(failure.error),
                 Unsent::Evidence(evidence) => match again(evidence) {
-                    Some(request) => request,
+                    Some(body) => body,
                     None => return Err(failure.error),
                 },
                 Unsent::Unknown => return Err(failure.error),
@@ -257,7 +264,7 @@ where
         }
     }
 
-    fn pooled(&self, now: Instant) -> Option<Acquired<B>> {
+    fn pooled(self: &Rc<Self>, now: Instant) -> Option<Acquired<B>> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|connection| !connection.sender.is_closed() && connection.expires > now);
         if let Some(connection) = shared.iter().find(|connection| connection.usage.streams.get() < MAX_STREAMS) {
@@ -265,11 +272,11 @@ where
             return Some(Acquired::Http2 { connection: Rc::clone(connection), reused: true });
         }
         let mut idle = self.idle.borrow_mut();
-        while let Some(connection) = idle.pop() {
+        while let Some(Idle { connection, expires, since }) = idle.pop() {
             self.metrics.upstream_connections(-1, 0);
-            if connection.sender.is_ready() && connection.expires > now && now - connection.idle_since < self.idle_timeout {
+            if expires > now && now - since < self.idle_timeout && connection.borrow_mut().is_quiet() {
                 self.metrics.upstream_connections(0, 1);
-                return Some(Acquired::Http1 { connection, reused: true });
+                return Some(Acquired::Http1 { lease: Lease::new(self, connection, expires), reused: true });
             }
         }
         None
@@ -283,25 +290,15 @@ where
         if connection.is_http2() || self.prior_knowledge {
             self.start_http2(connection, expires).await
         } else {
-            self.start_http1(connection, expires).await
+            self.may_be_http2.set(false);
+            self.metrics.upstream_connections(0, 1);
+            let connection = Rc::new(RefCell::new(Http1::new(connection)));
+            Ok(Acquired::Http1 { lease: Lease::new(self, connection, expires), reused: false })
         }
     }
 
-    async fn start_http1(self: &Rc<Self>, connection: Connection, expires: Instant) -> Result<Acquired<B>, SendError> {
-        self.may_be_http2.set(false);
-        let received = connection.received();
-        let (sender, connection) = self.http1.handshake(TokioIo::new(connection)).await.map_err(SendError::Protocol)?;
-        let driver = task::spawn("upstream connection", async move {
-            // Its error reaches the request that uses the connection; without one it only means that the upstream closed.
-            let _ = connection.await;
-        });
-        self.metrics.upstream_connections(0, 1);
-        let connection = Box::new(Http1 { sender, driver: driver.abort_handle(), received, expires, idle_since: Instant::now() });
-        Ok(Acquired::Http1 { connection, reused: false })
-    }
-
     async fn start_http2(self: &Rc<Self>, connection: Connection, expires: Instant) -> Result<Acquired<B>, SendError> {
-        let (sender, connection) = self.http2.handshake(TokioIo::new(connection)).await.map_err(SendError::Protocol)?;
+        let (sender, connection) = self.http2.handshake(TokioIo::new(connection)).await?;
         let usage = Usage::opened(Arc::clone(&self.metrics));
         let until_closed = Rc::clone(&usage);
         task::spawn("upstream connection", async move {
@@ -313,42 +310,21 @@ where
         Ok(Acquired::Http2 { connection, reused: false })
     }
 
-    /// Hands the request to the connection at once, so that the future does not hold it.
-    fn send_http1(
-        self: &Rc<Self>,
-        mut connection: Box<Http1<B>>,
-        request: Request<B>,
+    async fn send_http2(
+        &self,
+        connection: &Rc<Http2<B>>,
+        request: &RequestHead,
+        body: B,
         reused: bool,
-    ) -> impl Future<Output = Result<Response<ReplyBody<B>>, Failure<B>>> + use<B> {
-        let received_before = connection.received.get();
-        let sent = connection.sender.try_send_request(request);
-        let lease = Lease { pool: Rc::clone(self), connection: Some(connection) };
-        async move {
-            let mut error = match sent.await {
-                Ok(response) => return Ok(response.map(|incoming| ReplyBody::new(incoming, Held::Http1(lease)))),
-                Err(error) => error,
-            };
-            let returned = error.take_message();
-            let error = error.into_error();
-            let nothing_came = lease.connection.as_ref().is_some_and(|connection| connection.received.get() == received_before);
-            let what = match returned {
-                Some(request) => Unsent::Returned(Box::new(request)),
-                None if reused && nothing_came && !error.is_user() && !error.is_parse() => Unsent::Evidence(Evidence::ClosedBeforeReply),
-                None => Unsent::Unknown,
-            };
-            Err(Failure { what, error: classify(error) })
-        }
-    }
-
-    async fn send_http2(&self, connection: &Rc<Http2<B>>, request: Request<B>, reused: bool) -> Result<Response<ReplyBody<B>>, Failure<B>> {
+    ) -> Result<Response<ReplyBody<B>>, Failure<B>> {
         let stream = StreamCount::new(Rc::clone(connection));
-        match connection.sender.clone().try_send_request(self.to_http2(request)).await {
-            Ok(response) => Ok(response.map(|incoming| ReplyBody::new(incoming, Held::Http2(stream)))),
+        match connection.sender.clone().try_send_request(self.http2_request(request, body)).await {
+            Ok(response) => Ok(response.map(|incoming| ReplyBody(Reply::Http2 { incoming, stream: Some(stream) }))),
             Err(mut error) => {
                 let returned = error.take_message();
                 let error = error.into_error();
                 let what = match returned {
-                    Some(request) => Unsent::Returned(Box::new(self.to_http1(request))),
+                    Some(request) => Unsent::Returned(request.into_body()),
                     None if not_processed(&error) => Unsent::Evidence(Evidence::NotProcessed),
                     // No head came on this stream, or this would be no error; and it was not the stream alone that ended.
                     None if reused && !error.is_user() && !is_reset(&error) => Unsent::Evidence(Evidence::ClosedBeforeReply),
@@ -358,39 +334,30 @@ where
                 if connection.sender.is_closed() {
                     self.shared.borrow_mut().retain(|other| !Rc::ptr_eq(other, connection));
                 }
-                Err(Failure { what, error: classify(error) })
+                Err(Failure { what, error: error.into() })
             }
         }
     }
 }
 
-impl<B: Body> Upstream<B> {
+impl<B> Upstream<B> {
     /// HTTP/2 carries scheme and authority in the target and has no `host` (RFC 9113 section 8.3.1), nor a `transfer-encoding` (section 8.2.2).
-    fn to_http2(&self, mut request: Request<B>) -> Request<B> {
-        let mut target = std::mem::take(request.uri_mut()).into_parts();
+    fn http2_request(&self, head: &RequestHead, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        let mut target = head.target.clone().into_parts();
         target.scheme = Some(if self.connector.origin().tls { Scheme::HTTPS } else { Scheme::HTTP });
         target.authority = Some(self.authority.clone());
         *request.uri_mut() = Uri::from_parts(target).expect("scheme, authority and path are all there");
+        *request.method_mut() = head.method.clone();
+        *request.headers_mut() = head.headers.clone();
         request.headers_mut().remove(HOST);
         request.headers_mut().remove(TRANSFER_ENCODING);
-        request
-    }
-
-    /// The way back, for a request that HTTP/2 did not take: origin-form, `host`, and the framing that hyper would not choose by itself.
-    fn to_http1(&self, mut request: Request<B>) -> Request<B> {
-        let path = std::mem::take(request.uri_mut()).into_parts().path_and_query;
-        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-        let host = HeaderValue::from_str(self.authority.as_str()).expect("an authority is a legal field value");
-        request.headers_mut().insert(HOST, host);
-        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
-            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
         request
     }
 }
 
 enum Acquired<B> {
-    Http1 { connection: Box<Http1<B>>, reused: bool },
+    Http1 { lease: Lease<B>, reused: bool },
     Http2 { connection: Rc<Http2<B>>, reused: bool },
 }
 
@@ -400,14 +367,10 @@ struct Failure<B> {
 }
 
 enum Unsent<B> {
-    /// Hyper gave the request back untouched.
-    Returned(Box<Request<B>>),
+    /// Nothing of the request was sent, and its body comes back unread.
+    Returned(B),
     Evidence(Evidence),
     Unknown,
-}
-
-fn classify(error: hyper::Error) -> SendError {
-    if error.is_user() { SendError::RequestBody(error) } else { SendError::Protocol(error) }
 }
 
 fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
@@ -445,43 +408,95 @@ impl<B> Drop for StreamCount<B> {
 }
 
 /// An HTTP/1.1 connection in use. Ends by [`Lease::finish`], or by being dropped, which closes the connection.
-struct Lease<B: Body> {
+struct Lease<B> {
     pool: Rc<Upstream<B>>,
-    connection: Option<Box<Http1<B>>>,
+    /// Nothing once it is finished.
+    connection: Option<Shared<Http1<B>>>,
+    expires: Instant,
+    /// What moves the rest of the upload while the response is relayed.
+    upload: Option<AbortHandle>,
 }
 
-impl<B: Body> Lease<B> {
-    /// The response is complete. Hyper is ready for the next request only if the request was sent completely too.
+impl<B> Lease<B> {
+    fn new(pool: &Rc<Upstream<B>>, connection: Shared<Http1<B>>, expires: Instant) -> Self {
+        Self { pool: Rc::clone(pool), connection: Some(connection), expires, upload: None }
+    }
+}
+
+impl<B> Lease<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+{
+    /// Hands the request to the connection at once, so that the future does not hold it.
+    fn send(
+        mut self,
+        request: &RequestHead,
+        body: B,
+        reused: bool,
+    ) -> impl Future<Output = Result<Response<ReplyBody<B>>, Failure<B>>> + use<B> {
+        let connection = Rc::clone(self.connection.as_ref().expect("present until finished"));
+        connection.borrow_mut().begin(request, body);
+        async move {
+            match poll_fn(|cx| connection.borrow_mut().poll_head(cx)).await {
+                Ok(head) => {
+                    if !connection.borrow().is_upload_complete() {
+                        self.upload = Some(drive_upload(connection));
+                    }
+                    Ok(Response::from_parts(head, ReplyBody::http1(self)))
+                }
+                Err(error) => {
+                    let mut connection = connection.borrow_mut();
+                    let what = match &error {
+                        http1::Error::NotSent => connection.take_back().map_or(Unsent::Unknown, Unsent::Returned),
+                        http1::Error::Closed | http1::Error::Io(_) if reused && !connection.has_received() => {
+                            Unsent::Evidence(Evidence::ClosedBeforeReply)
+                        }
+                        _ => Unsent::Unknown,
+                    };
+                    Err(Failure { what, error: error.into() })
+                }
+            }
+        }
+    }
+
+    /// The response is complete. The connection can carry another request only if the request is complete too.
     fn finish(mut self) {
-        if let Some(mut connection) = self.connection.take_if(|connection| connection.sender.is_ready()) {
-            connection.idle_since = Instant::now();
+        if let Some(connection) = self.connection.take_if(|connection| connection.borrow().is_complete()) {
             self.pool.metrics.upstream_connections(1, -1);
-            self.pool.idle.borrow_mut().push(connection);
+            self.pool.idle.borrow_mut().push(Idle { connection, expires: self.expires, since: Instant::now() });
         }
     }
 }
 
-impl<B: Body> Drop for Lease<B> {
+impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(upload) = &self.upload {
+            upload.abort();
+        }
+        if self.connection.is_some() {
             self.pool.metrics.upstream_connections(0, -1);
-            // Dropping the sender alone would let hyper finish sending the request.
-            connection.driver.abort();
         }
     }
 }
 
-enum Held<B: Body> {
-    Http1(Lease<B>),
-    Http2(#[expect(dead_code, reason = "held to be dropped")] StreamCount<B>),
+/// An upload goes on after the response began (RFC 9112 section 9.5), and its reader may be slower than it. Rare, hence the task.
+fn drive_upload<B>(connection: Shared<Http1<B>>) -> AbortHandle
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+{
+    let upload = task::spawn("upload", async move {
+        // A failure reaches the reader of the response.
+        let _ = poll_fn(|cx| connection.borrow_mut().poll_upload(cx)).await;
+    });
+    upload.abort_handle()
 }
 
 /// Why a response body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyError {
     /// The connection or the stream broke, or what came is not HTTP.
-    #[error("{}", describe(.0))]
-    Broken(hyper::Error),
+    #[error("{0}")]
+    Broken(String),
     /// HTTP/2: the stream was reset before its end. With `NO_ERROR` that is legal behind a complete response only (RFC 9113 section 8.1), but hyper
     /// takes it for the end wherever it comes.
     #[error("the upstream reset the stream before the end of the response")]
@@ -490,57 +505,86 @@ pub enum ReplyError {
 
 /// A response body on its way from the upstream. At its end the connection returns to the pool; dropped before, the connection is closed (HTTP/2: the
 /// stream is reset).
-pub struct ReplyBody<B: Body> {
-    incoming: Incoming,
-    held: Option<Held<B>>,
+pub struct ReplyBody<B>(Reply<B>);
+
+enum Reply<B> {
+    Http1(Lease<B>),
+    Http2 {
+        incoming: Incoming,
+        /// Nothing once it ended.
+        stream: Option<StreamCount<B>>,
+    },
+    Ended,
 }
 
-impl<B: Body> ReplyBody<B> {
-    fn new(incoming: Incoming, held: Held<B>) -> Self {
-        let mut body = Self { incoming, held: Some(held) };
-        if body.incoming.is_end_stream() {
-            body.finish();
-        }
+impl<B> ReplyBody<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+{
+    fn http1(lease: Lease<B>) -> Self {
+        let mut body = Self(Reply::Http1(lease));
+        body.finish_if_ended();
         body
     }
 
-    fn finish(&mut self) {
-        if let Some(Held::Http1(lease)) = self.held.take() {
+    fn finish_if_ended(&mut self) {
+        if self.is_end_stream()
+            && let Reply::Http1(lease) = std::mem::replace(&mut self.0, Reply::Ended)
+        {
             lease.finish();
         }
     }
 }
 
-impl<B: Body> Body for ReplyBody<B> {
+impl<B> Body for ReplyBody<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+{
     type Data = Bytes;
     type Error = ReplyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        let ended = self.incoming.is_end_stream();
-        if frame.is_none() && !ended && matches!(self.held, Some(Held::Http2(_))) {
-            self.finish();
-            return Poll::Ready(Some(Err(ReplyError::Reset)));
-        }
-        if frame.is_none() || ended {
-            self.finish();
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(ReplyError::Broken)))
+        let frame = match &mut self.0 {
+            Reply::Ended => None,
+            Reply::Http1(lease) => {
+                let connection = lease.connection.as_ref().expect("present until finished");
+                let frame = ready!(connection.borrow_mut().poll_body(cx));
+                frame.map(|frame| frame.map_err(|error| ReplyError::Broken(error.to_string())))
+            }
+            Reply::Http2 { incoming, stream } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                match frame {
+                    None if stream.take().is_some() && !incoming.is_end_stream() => Some(Err(ReplyError::Reset)),
+                    frame => frame.map(|frame| frame.map_err(|error| ReplyError::Broken(describe(&error)))),
+                }
+            }
+        };
+        self.finish_if_ended();
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.0 {
+            Reply::Ended => true,
+            Reply::Http1(lease) => lease.connection.as_ref().is_none_or(|connection| connection.borrow().is_end_of_body()),
+            Reply::Http2 { incoming, .. } => incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.0 {
+            Reply::Ended => SizeHint::with_exact(0),
+            Reply::Http1(lease) => lease.connection.as_ref().map_or_else(SizeHint::new, |connection| connection.borrow().body_size()),
+            Reply::Http2 { incoming, .. } => incoming.size_hint(),
+        }
     }
 }
 
-/// Closes connections that were idle for too long or are too old, so that an upstream or a load balancer in between need not. Ends with the pool.
+/// Closes connections that were idle for too long or are too old, so that an upstream or a load balancer in between need not, and those that were
+/// closed. Ends with the pool.
 async fn reap<B>(pool: Weak<Upstream<B>>)
 where
-    B: Body + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
 {
     loop {
         let Some(period) = pool.upgrade().map(|pool| pool.idle_timeout.min(pool.max_age) / 4) else { return };
@@ -548,9 +592,13 @@ where
         let Some(pool) = pool.upgrade() else { return };
         let now = Instant::now();
         let stale = |expires: Instant, used: Instant| now >= expires || now - used >= pool.idle_timeout;
-        pool.idle.borrow_mut().retain(|connection| {
-            let keep = !connection.sender.is_closed() && !stale(connection.expires, connection.idle_since);
-            if !keep {
+        pool.idle.borrow_mut().retain(|idle| {
+            let mut connection = idle.connection.borrow_mut();
+            let keep = !stale(idle.expires, idle.since) && connection.is_quiet();
+            if keep {
+                connection.shrink();
+            } else {
+                connection.close();
                 pool.metrics.upstream_connections(-1, 0);
             }
             keep

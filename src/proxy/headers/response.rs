@@ -1,6 +1,6 @@
 //! From the upstream's head to the one that goes downstream (contract section 4, "Relay").
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use http::{StatusCode, Version, response};
 use hyper::ext::ReasonPhrase;
 
@@ -10,6 +10,7 @@ use crate::config::Origin;
 use crate::proxy::error::Error;
 use crate::proxy::guard::{Admitted, split_authority};
 use crate::secret::AuthorizationValue;
+use crate::upstream::http1::{self, Framing};
 
 /// Makes an upstream's head into the one that goes downstream. Fails where its framing contradicts itself or it switches protocols unasked.
 ///
@@ -26,7 +27,7 @@ pub fn clean_response(
         return Err(Error::UpstreamProtocol("it switched protocols unasked (101)".to_owned()));
     }
     let headers = &mut head.headers;
-    let length = check_framing(headers)?;
+    let framing = http1::framing(headers).map_err(|reason| Error::UpstreamProtocol(reason.to_owned()))?;
 
     remove_nominated(headers);
     remove_where(headers, |name| {
@@ -35,15 +36,15 @@ pub fn clean_response(
     remove_token(headers, authorization);
 
     let may_have_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    match length {
-        Some(length) if may_have_body && request.to_head => {
+    match framing {
+        Framing::Length(length) if may_have_body && request.to_head => {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        None if may_have_body && !request.to_head && request.from_http_1_0 => {
+        Framing::Chunked | Framing::None if may_have_body && !request.to_head && request.from_http_1_0 => {
             // HTTP/1.0 knows no chunks, so that the end of the connection ends this body; hyper would promise to keep it (RFC 9112 section 9.3).
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Some(_) | None => {}
+        Framing::Length(_) | Framing::Chunked | Framing::None => {}
     }
     rewrite_location(headers, admitted, &upstream.origin);
     // The reason phrase is the upstream's, unless it has the token in it; anything else in there is hyper's own matter with that connection.
@@ -66,33 +67,6 @@ pub fn clean_trailers(trailers: &mut HeaderMap, authorization: &AuthorizationVal
             || matches!(name, "content-length" | "host" | "authorization" | "location" | "set-cookie")
     });
     remove_token(trailers, authorization);
-}
-
-/// RFC 9112 section 6.3: one framing, said once; the length, where one is said. Hyper's client prefers one of two silently (matrix A44, A60).
-fn check_framing(headers: &HeaderMap) -> Result<Option<u64>, Error> {
-    let contradiction = |what: &str| Err(Error::UpstreamProtocol(format!("its framing is ambiguous: {what}")));
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next();
-    if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
-        return contradiction("transfer-encoding is not chunked alone");
-    }
-    let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        if coding.is_some() {
-            return contradiction("both transfer-encoding and content-length");
-        }
-        let Some(parsed) = parse_length(value) else { return contradiction("content-length is not a number") };
-        if length.replace(parsed).is_some_and(|earlier| earlier != parsed) {
-            return contradiction("several content-lengths");
-        }
-    }
-    Ok(length)
-}
-
-/// Digits alone (RFC 9110 section 8.6); `parse` would take a sign.
-fn parse_length(value: &HeaderValue) -> Option<u64> {
-    let digits = value.as_bytes();
-    if digits.iter().all(u8::is_ascii_digit) { std::str::from_utf8(digits).ok()?.parse().ok() } else { None }
 }
 
 /// Fields that speak about the upstream's origin, which is not the one that the downstream sees: CORS permissions (no page may get at this proxy, matrix
