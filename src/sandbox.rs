@@ -146,7 +146,7 @@ impl Needs {
         let resolver = Path::new(RESOLVER).canonicalize().ok();
         allowed.extend(resolver.iter().filter_map(|file| file.parent()).map(existing(READ)));
         for (files, access) in [(&self.read, READ), (&self.write, WRITE), (&self.remove, REMOVE)] {
-            allowed.extend(files.iter().flat_map(|file| directories(file)).map(|directory| existing(access)(&directory)));
+            allowed.extend(files.iter().flat_map(|file| directories(file, access)).map(|directory| existing(access)(&directory)));
         }
         allowed
     }
@@ -181,30 +181,45 @@ fn path_of<T>(source: &Source<T>) -> Option<PathBuf> {
 /// A rule for the directory, or for what there is of the way to it.
 fn existing(access: BitFlags<AccessFs>) -> impl Fn(&Path) -> Allowed {
     move |directory| {
-        let there = directory.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("."));
+        let there = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("."));
         Allowed { directory: there.to_owned(), access, missing: (there != directory).then(|| directory.to_owned()) }
     }
 }
 
 /// The directories by which a file is reached, now and after a change: the one it is named in; the one where it is, where that is another one; and the ones
 /// in which a link on the way leads to a neighbour, such as Kubernetes' `..data`, since that is what changes.
-fn directories(file: &Path) -> Vec<PathBuf> {
-    let named = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+fn directories(file: &Path, access: BitFlags<AccessFs>) -> Vec<PathBuf> {
+    let named = directory(file, access);
     let mut directories = vec![named.to_owned()];
     for link in named.ancestors() {
         let Ok(target) = link.read_link() else { continue };
         let to_neighbour = matches!(target.components().next(), Some(Component::Normal(_)));
         // Never all there is, for a link such as `/lib` to `usr/lib`.
-        if let Some(parent) = link.parent().filter(|parent| to_neighbour && parent.parent().is_some()) {
+        if let Some(parent) = link.parent().filter(|parent| to_neighbour && !is_root(parent)) {
             directories.push(parent.to_owned());
         }
     }
-    if let (Ok(file), Ok(named)) = (file.canonicalize(), named.canonicalize())
-        && let Some(real) = file.parent().filter(|real| !real.starts_with(named))
-    {
-        directories.push(real.to_owned());
+    if let (Ok(file), Ok(named)) = (file.canonicalize(), named.canonicalize()) {
+        let real = directory(&file, access);
+        if !real.starts_with(named) {
+            directories.push(real.to_owned());
+        }
     }
     directories
+}
+
+/// What a file is in. One at the root stands for itself where it is only read, as containers mount single files there: all of the root would be everything.
+fn directory(file: &Path, access: BitFlags<AccessFs>) -> &Path {
+    match file.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) if is_root(parent) && access == READ => file,
+        Some(parent) => parent,
+        None => file,
+    }
+}
+
+fn is_root(path: &Path) -> bool {
+    path.has_root() && path.parent().is_none()
 }
 
 /// Puts the calling thread into a sandbox in which it can open nothing at all. For a thread that has what it needs. What the kernel lacks is told by
@@ -326,9 +341,12 @@ mod tests {
             ("absent/email", &["absent"]),
         ];
         for (file, expected) in rows {
-            assert_eq!(directories(&at(file)), expected.iter().map(|path| at(path)).collect::<Vec<_>>(), "{file}");
+            assert_eq!(directories(&at(file), READ), expected.iter().map(|path| at(path)).collect::<Vec<_>>(), "{file}");
         }
-        assert_eq!(directories(Path::new("email")), [Path::new(".")]);
+        assert_eq!(directories(Path::new("email"), READ), [Path::new(".")]);
+        // A file at the root is there alone, unless it is replaced by renaming.
+        assert_eq!(directories(Path::new("/proxy.toml"), READ), [Path::new("/proxy.toml")]);
+        assert_eq!(directories(Path::new("/token.json"), WRITE), [Path::new("/")]);
     }
 
     /// Credentials may be waited for, with their directory.
