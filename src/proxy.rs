@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::header::CONNECTION;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::watch;
@@ -112,18 +113,20 @@ impl Proxy {
     pub async fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Response<ResponseBody> {
         let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight), Rc::clone(&clock));
         let knows_chunks = request.version() != Version::HTTP_10;
+        let chunked = request.body().size_hint().exact().is_none();
         let answer = self.forward(request, &clock, &mut exchange).await;
         clock.enter(Phase::Relay);
-        match answer {
+        let mut response = match answer {
             Ok(Answer::Relayed(relayed)) => {
                 let Relayed { response, token, wants_trailers, request_bytes } = relayed;
                 exchange.answered(response.status(), request_bytes);
                 if response.status() == StatusCode::RESET_CONTENT {
                     // RFC 9110 section 15.3.6: a 205 has no content. What the upstream sent behind it goes with its connection.
-                    return response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange));
+                    response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange))
+                } else {
+                    clock.set_open_ended(!knows_chunks && response.body().size_hint().exact().is_none());
+                    response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange))
                 }
-                clock.set_open_ended(!knows_chunks && response.body().size_hint().exact().is_none());
-                response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange))
             }
             Ok(Answer::Local(response)) => {
                 exchange.answered_locally(response.status(), None);
@@ -137,7 +140,12 @@ impl Proxy {
                 exchange.answered_locally(response.status(), Some(&error));
                 response.map(|body| ResponseBody::own(body, exchange))
             }
+        };
+        if chunked && clock.is_end_of_chunks_uncertain() {
+            // Nothing behind it is taken for a request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        response
     }
 
     /// The straight line.

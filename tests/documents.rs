@@ -28,6 +28,15 @@ fn section(title: &str) -> String {
     rest.split("\n## ").next().unwrap_or_default().to_owned()
 }
 
+/// B34: what widens trust to other Pods, processes or people is said.
+#[test]
+fn b34_shared_namespaces_are_documented() {
+    let security = read("SECURITY.md");
+    for widening in ["`hostNetwork: true`", "`shareProcessNamespace: true`", "`kubectl port-forward`"] {
+        assert!(security.contains(widening), "{widening}");
+    }
+}
+
 /// The rows of the Markdown tables in `text`, cell by cell, without their heads.
 fn rows(text: &str) -> Vec<Vec<String>> {
     // A `|` within a cell is written `\|`.

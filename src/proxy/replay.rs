@@ -171,7 +171,10 @@ impl Source {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
                     // Trailers could smuggle fields past the cleaning; they are dropped (RFC 9110 section 6.5.1 allows it).
-                    Err(_trailers) => continue,
+                    Err(_trailers) => {
+                        self.clock.trailers();
+                        continue;
+                    }
                 },
             };
             self.received.set(self.received.get() + data.len() as u64);

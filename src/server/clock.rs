@@ -75,6 +75,8 @@ pub struct Clock {
     since: Cell<Instant>,
     /// Whether the request's body has not been read to its end.
     upload_pending: Cell<bool>,
+    /// Whether the request's body had trailers.
+    trailers: Cell<bool>,
     /// Whether the upstream has taken all that the downstream sent so far and waits for more.
     starving: Cell<bool>,
     /// Whether the response under way has no end but the connection's.
@@ -110,6 +112,7 @@ impl Clock {
             phase: Cell::new(Phase::Head),
             since: Cell::new(Instant::now()),
             upload_pending: Cell::new(false),
+            trailers: Cell::new(false),
             starving: Cell::new(false),
             open_ended: Cell::new(false),
             expired: Cell::new(None),
@@ -154,6 +157,7 @@ impl Clock {
     pub(super) fn begin(&self, has_body: bool) {
         self.phase.set(Phase::Waiting);
         self.upload_pending.set(has_body);
+        self.trailers.set(false);
         self.expired.set(None);
     }
 
@@ -173,6 +177,17 @@ impl Clock {
         if self.phase.get() == Phase::Upload {
             self.enter(Phase::Response);
         }
+    }
+
+    /// The request's body has trailers.
+    pub fn trailers(&self) {
+        self.trailers.set(true);
+    }
+
+    /// Whether another reader of a chunked request could find its end elsewhere. Hyper takes a bare LF among trailers for a part of them, RFC 9112
+    /// section 2.2 allows to take it for the end of a line; and of chunks that were not read nobody knows.
+    pub fn is_end_of_chunks_uncertain(&self) -> bool {
+        self.upload_pending.get() || self.trailers.get()
     }
 
     /// Whether the request's body was not read to its end: what the downstream still sends must be drained before the connection closes, else a TCP

@@ -1,7 +1,9 @@
 //! Where a request ends (RFC 9112 sections 6 and 7): what is ambiguous is refused, what goes on is framed anew.
 
+use std::time::Duration;
+
 use crate::support::raw::Message;
-use crate::support::wire::{GET, OK, Wire};
+use crate::support::wire::{GET, OK, OK_KEPT, Wire};
 
 /// A request that a careless reader would find in the body of another.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -239,6 +241,43 @@ fn a33_b19_request_trailers_end_here() {
     assert_eq!((forwarded.body.as_slice(), forwarded.trailers.len()), (&b"hello"[..], 0), "{forwarded:?}");
 }
 
+/// A33, B04: some readers end a trailer's line, and with it perhaps the request, at a bare line feed, others do not. Behind trailers, and behind chunks
+/// that were not read to their end, nothing is taken for a request.
+#[test]
+fn a33_b04_nothing_is_read_behind_trailers() {
+    let wire = Wire::start();
+    // One reader ends the request at the bare line feed and finds a POST whose body is the canary; another takes the POST's head for trailers.
+    let hidden = format!("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+    for trailers in
+        [format!("\n\r\n{hidden}"), format!("X: y\n\r\n{hidden}"), format!("X: y\r\n\n\r\n{hidden}"), format!("X: y\r\n\r\n{SMUGGLED}")]
+    {
+        let mut downstream = wire.proxy.connect();
+        downstream.send(post(&format!("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{trailers}")));
+        let mut upstream = wire.upstream.accept();
+        let forwarded = upstream.read_request().expect("a request");
+        assert!(forwarded.complete && forwarded.body == b"hello", "{forwarded:?}");
+        upstream.send(OK_KEPT);
+        let answer = downstream.read_response(false).expect("an answer");
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")), "{trailers:?}");
+        assert!(downstream.is_closed(), "left open behind {trailers:?}");
+        assert!(upstream.is_silent_for(Duration::from_millis(10)), "a second request left for {trailers:?}");
+        drop(upstream);
+
+        // The same behind an early answer.
+        let mut downstream = wire.proxy.connect();
+        downstream.send(post("Transfer-Encoding: chunked\r\n\r\n"));
+        let mut upstream = wire.upstream.accept();
+        upstream.read_head().expect("a head");
+        upstream.send(OK);
+        let answer = downstream.read_response(false).expect("an answer");
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")), "{trailers:?}");
+        downstream.try_send(format!("5\r\nhello\r\n0\r\n{trailers}"));
+        downstream.half_close();
+        assert!(downstream.is_closed(), "an answer to what is behind {trailers:?}");
+        assert!(wire.upstream.saw_nothing(), "a second request left for {trailers:?}");
+    }
+}
+
 #[test]
 fn a35_request_trailers_are_bounded() {
     let wire = Wire::start();
@@ -323,8 +362,9 @@ fn a57_versions_that_are_not_1_x_are_refused_and_ours_leaves() {
     wire.forwarded("POST /x HTTP/1.0\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello");
 }
 
+/// A56, B08: what is never served cannot flood.
 #[test]
-fn a56_the_listener_speaks_http_1_only() {
+fn a56_b08_the_listener_speaks_http_1_only() {
     let wire = Wire::start();
     for preface in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0", "PRI * HTTP/2.0\r\n\r\n"] {
         let mut downstream = wire.proxy.connect();

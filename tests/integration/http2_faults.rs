@@ -1,96 +1,10 @@
 //! What an HTTP/2 upstream can do to a request, frame by frame: D12, D13, D17.
-//!
-//! The upstream is written by hand, so that each test says which frame comes when. It speaks with prior knowledge over plain TCP.
 
+use crate::support::frames::{
+    CANCEL, DATA, END_STREAM, ENHANCE_YOUR_CALM, Frames, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, RST_STREAM,
+};
 use crate::support::raw::{Message, Raw};
 use crate::support::wire::Wire;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-const NO_ERROR: u32 = 0;
-const INTERNAL_ERROR: u32 = 2;
-const REFUSED_STREAM: u32 = 7;
-const CANCEL: u32 = 8;
-const ENHANCE_YOUR_CALM: u32 = 11;
-
-/// One connection of the proxy, the preface read and answered.
-struct Frames(Raw);
-
-impl Frames {
-    fn accept(wire: &Wire) -> Self {
-        let mut connection = Self(wire.upstream.accept());
-        assert_eq!(connection.0.take(24), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        connection.write(SETTINGS, 0, 0, &[]);
-        connection
-    }
-
-    fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind, flags];
-        frame.extend_from_slice(&stream.to_be_bytes());
-        frame.extend_from_slice(payload);
-        self.0.try_send(frame);
-    }
-
-    /// The next frame: type, flags, stream. Answers what the protocol wants answered. `None` at the end of the connection.
-    fn read(&mut self) -> Option<(u8, u8, u32)> {
-        let head = self.0.take(9);
-        let &[l0, l1, l2, kind, flags, s0, s1, s2, s3] = head.as_slice() else { return None };
-        let payload = self.0.take(u32::from_be_bytes([0, l0, l1, l2]) as usize);
-        match kind {
-            SETTINGS if flags & ACK == 0 => self.write(SETTINGS, ACK, 0, &[]),
-            PING if flags & ACK == 0 => self.write(PING, ACK, 0, &payload),
-            _ => {}
-        }
-        Some((kind, flags, u32::from_be_bytes([s0, s1, s2, s3])))
-    }
-
-    /// The stream of the next request, its head alone.
-    fn request(&mut self) -> u32 {
-        loop {
-            if let (HEADERS, _, stream) = self.read().expect("a request") {
-                return stream;
-            }
-        }
-    }
-
-    /// The stream of the next request, read to its end.
-    fn whole_request(&mut self) -> u32 {
-        loop {
-            if let (HEADERS | DATA, flags, stream) = self.read().expect("a request")
-                && flags & END_STREAM != 0
-            {
-                return stream;
-            }
-        }
-    }
-
-    /// The head of a 200, which is one indexed field (RFC 7541 appendix A).
-    fn ok(&mut self, stream: u32, flags: u8) {
-        self.write(HEADERS, END_HEADERS | flags, stream, &[0x88]);
-    }
-
-    fn answer(&mut self, stream: u32, body: &[u8]) {
-        self.ok(stream, 0);
-        self.write(DATA, END_STREAM, stream, body);
-    }
-
-    fn reset(&mut self, stream: u32, reason: u32) {
-        self.write(RST_STREAM, 0, stream, &reason.to_be_bytes());
-    }
-
-    fn go_away(&mut self, last_stream: u32, reason: u32) {
-        self.write(GOAWAY, 0, 0, &[last_stream.to_be_bytes(), reason.to_be_bytes()].concat());
-    }
-}
 
 fn wire() -> Wire {
     Wire::set(&["upstream.http_version=2"])

@@ -26,6 +26,7 @@ mod hop_by_hop;
 mod host_and_target;
 mod http2;
 mod http2_faults;
+mod http2_floods;
 mod leaks;
 mod limits;
 mod overload;

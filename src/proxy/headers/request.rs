@@ -49,8 +49,9 @@ pub fn clean_request(head: &mut request::Parts, body: &SizeHint, upstream: &Upst
     if head.method == Method::OPTIONS {
         decrement_max_forwards(headers);
     }
-    if cleaned.from_http_1_0 {
-        // RFC 9110 section 10.1.1: an HTTP/1.0 request's expectation is ignored; it must not come alive on the way.
+    if cleaned.from_http_1_0 || (body.exact() == Some(0) && expects_continue(headers)) {
+        // RFC 9110 section 10.1.1: an HTTP/1.0 request's expectation is ignored; it must not come alive on the way. And no client may expect a 100 for a
+        // body that it does not have: some servers wait for one.
         headers.remove(EXPECT);
     }
     head.version = Version::HTTP_11;
@@ -107,6 +108,10 @@ fn set_request_framing(headers: &mut HeaderMap, body: &SizeHint, had_length: boo
             headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
+}
+
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// RFC 9110 section 7.6.2. The guard answers a zero; what is no number is no limit.
