@@ -9,12 +9,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use http::{HeaderMap, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
+use super::control::Interrupted;
 use super::faults::End;
 use super::heads::Heads;
 
@@ -70,7 +72,10 @@ pub(super) struct Wire {
     output: Cell<Output>,
     ending: RefCell<Option<Ending>>,
     ended: Notify,
-    in_flight: Cell<usize>,
+    /// How many requests came so far.
+    requests: Cell<u64>,
+    /// Number and `x-request-id` of those without a complete reply.
+    in_flight: RefCell<Vec<(u64, Option<HeaderValue>)>>,
     idle_since: Cell<Instant>,
 }
 
@@ -95,7 +100,8 @@ impl Wire {
             output: Cell::default(),
             ending: RefCell::default(),
             ended: Notify::new(),
-            in_flight: Cell::new(0),
+            requests: Cell::new(0),
+            in_flight: RefCell::default(),
             idle_since: Cell::new(Instant::now()),
         })
     }
@@ -150,14 +156,28 @@ impl Wire {
     }
 
     /// Marks a request as in flight until the guard is dropped.
-    pub(super) fn busy(self: &Rc<Self>) -> Busy {
-        self.in_flight.set(self.in_flight.get() + 1);
-        Busy(Rc::clone(self))
+    pub(super) fn busy(self: &Rc<Self>, headers: &HeaderMap) -> Busy {
+        let number = self.requests.get() + 1;
+        self.requests.set(number);
+        self.in_flight.borrow_mut().push((number, headers.get("x-request-id").cloned()));
+        Busy(Rc::clone(self), number)
     }
 
     /// Since when no request is in flight; `None` while one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        (self.in_flight.get() == 0).then(|| self.idle_since.get())
+        self.in_flight.borrow().is_empty().then(|| self.idle_since.get())
+    }
+
+    /// How many requests came so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// What an end would interrupt now.
+    pub(super) fn interrupted(&self) -> Vec<Interrupted> {
+        let in_flight = self.in_flight.borrow();
+        let id = |id: &Option<HeaderValue>| id.as_ref().and_then(|id| id.to_str().ok()).map(str::to_owned);
+        in_flight.iter().map(|(number, value)| Interrupted { id: id(value), first: *number == 1 }).collect()
     }
 
     fn poll_stream<T>(&self, poll: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -169,11 +189,11 @@ impl Wire {
 }
 
 /// A request in flight on its connection.
-pub(super) struct Busy(Rc<Wire>);
+pub(super) struct Busy(Rc<Wire>, u64);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.in_flight.borrow_mut().retain(|(number, _)| *number != self.1);
         self.0.idle_since.set(Instant::now());
     }
 }
