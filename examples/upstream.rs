@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     simulator.write_ca(&directory)?;
     std::fs::write(directory.join("email"), &account.email)?;
     std::fs::write(directory.join("password"), &account.password)?;
-    println!("listening");
+    println!("listening at {}", simulator.address());
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

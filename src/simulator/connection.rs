@@ -187,7 +187,7 @@ impl Service {
                 ending = wire.ending() => ending,
                 () = http => return,
                 (number, end) = order(&mut settings) => {
-                    self.control.change(|state| state.ended(number).connection(wire.requests(), wire.interrupted()));
+                    self.control.change(|state| state.ended(number).connection(wire.requests(), wire.idle_since().is_some(), wire.interrupted()));
                     end.into()
                 }
                 () = idle(&wire, self.control.settings()) => End::Close.into(),

@@ -108,13 +108,14 @@ pub struct Interrupted {
 }
 
 impl Ended {
-    /// Counts one connection that had so many requests.
-    pub(super) fn connection(&mut self, requests: u64, interrupted: Vec<Interrupted>) {
-        match requests {
-            0 => self.fresh += 1,
-            _ if interrupted.is_empty() => self.at_rest += 1,
-            _ => self.interrupted.extend(interrupted),
+    /// Counts one connection that had so many requests. One at rest may have a reply that did not leave yet.
+    pub(super) fn connection(&mut self, requests: u64, at_rest: bool, interrupted: Vec<Interrupted>) {
+        match (requests, at_rest) {
+            (0, _) => self.fresh += 1,
+            (_, true) => self.at_rest += 1,
+            (_, false) => {}
         }
+        self.interrupted.extend(interrupted);
     }
 }
 

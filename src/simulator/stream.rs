@@ -74,9 +74,18 @@ pub(super) struct Wire {
     ended: Notify,
     /// How many requests came so far.
     requests: Cell<u64>,
-    /// Number and `x-request-id` of those without a complete reply.
-    in_flight: RefCell<Vec<(u64, Option<HeaderValue>)>>,
+    /// Those without a complete reply.
+    in_flight: RefCell<Vec<InFlight>>,
     idle_since: Cell<Instant>,
+}
+
+/// A request whose reply has not left.
+struct InFlight {
+    number: u64,
+    /// `x-request-id`
+    id: Option<HeaderValue>,
+    /// Its reply is with hyper, and not yet with the kernel.
+    replied: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -159,13 +168,13 @@ impl Wire {
     pub(super) fn busy(self: &Rc<Self>, headers: &HeaderMap) -> Busy {
         let number = self.requests.get() + 1;
         self.requests.set(number);
-        self.in_flight.borrow_mut().push((number, headers.get("x-request-id").cloned()));
+        self.in_flight.borrow_mut().push(InFlight { number, id: headers.get("x-request-id").cloned(), replied: false });
         Busy(Rc::clone(self), number)
     }
 
     /// Since when no request is in flight; `None` while one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        self.in_flight.borrow().is_empty().then(|| self.idle_since.get())
+        self.in_flight.borrow().iter().all(|request| request.replied).then(|| self.idle_since.get())
     }
 
     /// How many requests came so far.
@@ -175,9 +184,8 @@ impl Wire {
 
     /// What an end would interrupt now.
     pub(super) fn interrupted(&self) -> Vec<Interrupted> {
-        let in_flight = self.in_flight.borrow();
-        let id = |id: &Option<HeaderValue>| id.as_ref().and_then(|id| id.to_str().ok()).map(str::to_owned);
-        in_flight.iter().map(|(number, value)| Interrupted { id: id(value), first: *number == 1 }).collect()
+        let id = |request: &InFlight| request.id.as_ref()?.to_str().ok().map(str::to_owned);
+        self.in_flight.borrow().iter().map(|request| Interrupted { id: id(request), first: request.number == 1 }).collect()
     }
 
     fn poll_stream<T>(&self, poll: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -193,7 +201,9 @@ pub(super) struct Busy(Rc<Wire>, u64);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.borrow_mut().retain(|(number, _)| *number != self.1);
+        for request in self.0.in_flight.borrow_mut().iter_mut().filter(|request| request.number == self.1) {
+            request.replied = true;
+        }
         self.0.idle_since.set(Instant::now());
     }
 }
@@ -237,6 +247,9 @@ impl AsyncWrite for Tap {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = &self.0;
         let polled = wire.poll_stream(|stream| stream.poll_flush(cx));
+        if polled.is_ready() {
+            wire.in_flight.borrow_mut().retain(|request| !request.replied);
+        }
         if matches!(polled, Poll::Ready(Ok(())))
             && let Output::AfterFlush(end) | Output::AtMost(0, end) = wire.output.get()
         {
