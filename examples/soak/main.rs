@@ -92,7 +92,8 @@ fn soak(arguments: &Arguments) -> anyhow::Result<bool> {
     let strikes = strikes.map_err(|_| anyhow!("the disturbances panicked"))?;
     let alive = proxy.process.try_wait()?.is_none();
     let after = if alive { Some(proxy.at_rest(Some(&before), REST)?) } else { None };
-    let verdict = verdict::explain(&tally.failures, &strikes, &simulator.ended(), &simulator.refused());
+    let streams = if arguments.http2 { arguments.clients } else { 1 };
+    let verdict = verdict::explain(&tally.failures, &strikes, &simulator.ended(), &simulator.refused(), streams);
     let report =
         Report { tally: &tally, verdict: &verdict, strikes: &strikes, samples: &samples, before, after, mints: simulator.mints().len() };
     let fine = report.print(started.elapsed());

@@ -10,6 +10,9 @@
 //! | a reply cut | a connection was reset at rest: the reset destroyed the reply's end on its way; at most one each |
 //! | 502 `upstream_unreachable` | nobody listened meanwhile; or a connection ended in its TLS handshake, at most one each |
 //! | 504 `upstream_timeout` | nobody listened meanwhile: the listener's end leaves connections that were being made without an answer |
+//!
+//! An HTTP/2 connection has many requests at a time, and those that the simulated API did not read, or whose replies did not leave, show nowhere. "At
+//! rest" then is each connection, once for each app.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -29,7 +32,8 @@ pub(crate) struct Verdict {
 }
 
 /// `ended` is what the simulated API noted of each order to end connections, `refused` the requests that it refused for their token.
-pub(crate) fn explain(failures: &[Failure], strikes: &[Strike], ended: &[Ended], refused: &[String]) -> Verdict {
+/// `streams` is how many requests a connection can have at a time.
+pub(crate) fn explain(failures: &[Failure], strikes: &[Strike], ended: &[Ended], refused: &[String], streams: u64) -> Verdict {
     let refused: HashSet<&str> = refused.iter().map(String::as_str).collect();
     let mut interrupted = HashMap::new();
     for request in ended.iter().flat_map(|ended| &ended.interrupted) {
@@ -39,7 +43,7 @@ pub(crate) fn explain(failures: &[Failure], strikes: &[Strike], ended: &[Ended],
         }
     }
     let ends = strikes.iter().filter(|strike| strike.orders_an_end());
-    let mut ends: Vec<_> = ends.zip(ended).map(|(strike, ended)| EndOfConnections::new(*strike, ended)).collect();
+    let mut ends: Vec<_> = ends.zip(ended).map(|(strike, ended)| EndOfConnections::new(*strike, ended, streams)).collect();
     let gone: Vec<_> = strikes.iter().filter(|strike| strike.what == What::Restart).collect();
 
     let mut verdict = Verdict::default();
@@ -117,15 +121,14 @@ struct EndOfConnections {
 }
 
 impl EndOfConnections {
-    fn new(strike: Strike, ended: &Ended) -> Self {
-        let reset = matches!(strike.what, What::End(End::Reset) | What::Restart);
-        Self {
-            strike,
-            handshakes: ended.handshakes,
-            fresh: ended.fresh,
-            at_rest: ended.at_rest,
-            reset_at_rest: if reset { ended.at_rest } else { 0 },
+    fn new(strike: Strike, ended: &Ended, streams: u64) -> Self {
+        let Ended { handshakes, connections, fresh, at_rest, .. } = *ended;
+        if streams > 1 {
+            let many = connections * streams;
+            return Self { strike, handshakes, fresh, at_rest: many, reset_at_rest: many };
         }
+        let reset = matches!(strike.what, What::End(End::Reset) | What::Restart);
+        Self { strike, handshakes, fresh, at_rest, reset_at_rest: if reset { at_rest } else { 0 } }
     }
 }
 
@@ -145,7 +148,13 @@ mod tests {
         let strikes = [strike(What::Revoke, 1), strike(What::End(End::Reset), 3), strike(What::Restart, 5)];
         let interrupted = |id: &str, first| Interrupted { id: Some(id.to_owned()), first };
         let ended = [
-            Ended { handshakes: 1, fresh: 1, at_rest: 1, interrupted: vec![interrupted("a", false), interrupted("b", true)] },
+            Ended {
+                handshakes: 1,
+                connections: 4,
+                fresh: 1,
+                at_rest: 1,
+                interrupted: vec![interrupted("a", false), interrupted("b", true)],
+            },
             Ended::default(),
         ];
         let refused = ["r".to_owned()];
@@ -176,15 +185,15 @@ mod tests {
         for (id, method, length, what, second, expected) in rows {
             let failure = Failure { id: id.to_owned(), method, length, what, from: at(second), to: at(second) };
             let name = format!("{failure:?}");
-            let once = explain(std::slice::from_ref(&failure), &strikes, &ended, &refused);
+            let once = explain(std::slice::from_ref(&failure), &strikes, &ended, &refused, 1);
             assert_eq!(once.unexplained.is_empty(), expected[0], "{name}");
-            let twice = explain(&[failure.clone(), failure], &strikes, &ended, &refused);
+            let twice = explain(&[failure.clone(), failure], &strikes, &ended, &refused, 1);
             assert_eq!(twice.unexplained.is_empty(), expected[1], "{name}");
         }
         // A POST may have met a connection that was at rest, one that was fresh, or one in its handshake; a GET is repeated where it met the first.
         for (method, explained) in [("POST", 3), ("GET", 2)] {
             let failure = Failure { id: "x".to_owned(), method, length: 1, what: protocol.clone(), from: at(3), to: at(3) };
-            let verdict = explain(&vec![failure; 4], &strikes, &ended, &refused);
+            let verdict = explain(&vec![failure; 4], &strikes, &ended, &refused, 1);
             assert_eq!(verdict.unexplained.len(), 4 - explained, "{method}");
         }
     }

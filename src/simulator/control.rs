@@ -90,9 +90,11 @@ pub struct Counters {
 pub struct Ended {
     /// Connections in their TLS handshake.
     pub handshakes: u64,
-    /// Connections on which no request had come yet.
+    /// All others, in whatever state.
+    pub connections: u64,
+    /// Of these, connections on which no request had come yet.
     pub fresh: u64,
-    /// Other connections without a request in flight. The reply to the last one, or the next request, may be on its way.
+    /// Of these, used connections without a request in flight. The reply to the last one, or the next request, may be on its way.
     pub at_rest: u64,
     /// Requests without a complete reply.
     pub interrupted: Vec<Interrupted>,
@@ -110,6 +112,7 @@ pub struct Interrupted {
 impl Ended {
     /// Counts one connection that had so many requests. One at rest may have a reply that did not leave yet.
     pub(super) fn connection(&mut self, requests: u64, at_rest: bool, interrupted: Vec<Interrupted>) {
+        self.connections += 1;
         match (requests, at_rest) {
             (0, _) => self.fresh += 1,
             (_, true) => self.at_rest += 1,
