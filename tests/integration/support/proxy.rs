@@ -22,6 +22,11 @@ pub(crate) fn canary(kind: &str) -> String {
     format!("canary{kind}{random}")
 }
 
+/// The acceptance figures with `UPSOLVER_LONG=1`; otherwise as much as a run of all tests has time for.
+pub(crate) fn long_or<T>(long: T, short: T) -> T {
+    if std::env::var_os("UPSOLVER_LONG").is_some() { long } else { short }
+}
+
 /// How to start the proxy.
 pub(crate) struct Builder {
     overrides: Vec<String>,
