@@ -3,9 +3,10 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use tokio::time::Instant;
 use upsolver_auth_proxy::simulator::byte_at;
 
 /// Longer than anything takes that goes well, `token.wait` included.

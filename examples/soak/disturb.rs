@@ -3,8 +3,9 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use upsolver_auth_proxy::simulator::{Account, End, Simulator};
 
 /// Between two strikes.

@@ -16,10 +16,11 @@ mod verdict;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Parser;
+use tokio::time::Instant;
 use upsolver_auth_proxy::simulator::{self, Options, Protocols, Simulator};
 
 use client::Tally;

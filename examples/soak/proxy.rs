@@ -6,9 +6,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use tokio::time::Instant;
 use upsolver_auth_proxy::simulator::{Account, Simulator};
 
 use crate::client::PATIENCE;
@@ -99,7 +100,8 @@ impl Proxy {
 
     /// The last lines of its log that are more than information.
     pub(crate) fn warnings(&self) -> String {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|line| format!("  {line}\n")).collect()
+        let warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     fn ask(&self, path: &str) -> anyhow::Result<String> {

@@ -134,8 +134,9 @@ impl EndOfConnections {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
+    use tokio::time::Instant;
     use upsolver_auth_proxy::simulator::Interrupted;
 
     use super::*;

@@ -8,7 +8,7 @@ use upsolver_auth_proxy::simulator::certificates::Variant;
 use upsolver_auth_proxy::simulator::{Account, Action, End, Fault, Greeting, Options, Protocols, Simulator, Transport, byte_at};
 
 use crate::support::proxy::{Builder, Proxy, canary, long_or};
-use crate::support::raw::PATIENCE;
+use crate::support::raw::{ClosedPort, PATIENCE};
 
 fn account() -> Account {
     Account { email: format!("{}@example.com", canary("email")), password: canary("password") }
@@ -62,9 +62,9 @@ fn d01_d05_d06_what_keeps_a_connection_from_coming_up_has_its_own_code() {
     // D01
     let answer = unreachable("upstream.url=https://no-such-host.invalid").get("/");
     assert!(matches!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable") | (504, "upstream_timeout")), "{answer:?}");
-    // D05: nobody listens on a port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
-    let answer = unreachable(&format!("upstream.url=https://127.0.0.1:{port}")).get("/");
+    // D05: nobody listens.
+    let closed = ClosedPort::reserve();
+    let answer = unreachable(&format!("upstream.url=https://{}", closed.address())).get("/");
     assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));
     assert!(
         answer
@@ -287,9 +287,9 @@ fn d10_a_pool_that_closes_first_costs_no_post() {
     simulator.idle_timeout(idle);
     let until = Instant::now() + long_or(Duration::from_mins(2), Duration::from_secs(2));
     let poller = Poller { method: "POST", every: Duration::from_millis(96), at_once: 8 };
-    let polled = poller.run(&proxy, until);
-    eprintln!("POST every {:?}: {} asked, {} failed", poller.every, polled.asked, polled.failed.len());
-    assert_eq!(polled.failed, []);
+    let results = poller.run(&proxy, until);
+    eprintln!("POST every {:?}: {} asked, {} failed", poller.every, results.asked, results.failed.len());
+    assert_eq!(results.failed, []);
 }
 
 #[test]
