@@ -36,7 +36,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a response head, in bytes; more is a broken upstream (502). So are more than 100 fields, which is hyper's default: with another number it would
 /// allocate 12 KiB for each head.
-const MAX_RESPONSE_HEAD: usize = 256 * 1024;
+///
+/// It also bounds what each direction of an HTTP/1.1 connection buffers, where hyper's own limit of 408 KiB would cost a large body as much memory.
+const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 /// Streams that one HTTP/2 connection carries before another is opened: the least that RFC 9113 section 6.5.2 recommends upstreams to allow. Where one
 /// allows fewer, the rest queue inside h2, bounded by the response timeout.
 const MAX_STREAMS: usize = 100;
@@ -166,7 +168,7 @@ where
     /// Must be called on the worker's runtime: it starts the task that closes idle connections, which ends with the pool.
     pub fn start(connector: Connector, config: &config::Upstream, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
         let mut http1 = http1::Builder::new();
-        http1.max_header_size(MAX_RESPONSE_HEAD);
+        http1.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_RESPONSE_HEAD);
         let mut http2 = http2::Builder::new(LocalExecutor);
         http2
             .timer(TokioTimer::new())
