@@ -25,6 +25,7 @@ mod error;
 mod file;
 mod layer;
 mod load;
+mod memory;
 mod policy;
 mod reader;
 mod schema;

@@ -83,6 +83,8 @@ impl Collector for RequestMetrics {
         let durations = workers.iter().map(|worker| worker.duration.read()).reduce(|sum, next| sum.add(&next));
         page.histogram("request_duration", "From the request head to the last byte of the response.", durations)?;
         page.gauge_value("requests_in_flight", "Requests whose response has not ended.", &in_flight(workers))?;
+        let tasks = workers.iter().map(|worker| worker.tasks() as u64).sum::<u64>();
+        page.gauge_value("tasks", "Tasks of the workers: about one for each open connection, and a few besides.", &tasks)?;
         page.labelled(
             "errors",
             "The proxy's own answers, by code.",
@@ -303,6 +305,7 @@ mod tests {
             r#"request_duration_seconds_bucket{le="+Inf"} 2"#,
             "request_duration_seconds_count 2",
             "requests_in_flight 4",
+            "tasks 0",
             r#"errors_total{code="draining"} 2"#,
             r#"upstream_connections{state="idle"} 2"#,
             r#"upstream_connections{state="active"} 4"#,
@@ -384,6 +387,6 @@ mod tests {
                 _ => panic!("unexpected line {line:?}"),
             }
         }
-        assert_eq!(seen.len(), 27, "families: {seen:?}");
+        assert_eq!(seen.len(), 28, "families: {seen:?}");
     }
 }

@@ -34,6 +34,9 @@ pub mod clock;
 pub mod listen;
 pub mod stream;
 
+/// Bytes that each direction of a connection may buffer, unless a head needs more. Hyper's own limit of 408 KiB, which it reaches with every large body,
+/// would cost a request in flight a megabyte, and no transfer is the faster for it.
+const MIN_BUFFER: usize = 64 * 1024;
 /// What a lingering close reads at a time, in bytes.
 const LINGER_BUFFER: usize = 8192;
 /// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
@@ -160,7 +163,9 @@ pub(crate) async fn connection<S, F, B>(
             service(request, Rc::clone(&exchange_clock)).map(Ok::<_, Infallible>)
         });
         // A head has at most 100 fields; more are 431 (RFC 6585 section 5). That is hyper's default; said aloud, it would cost a slower way of parsing.
-        let mut http = pin!(http1::Builder::new().max_header_size(settings.max_header_size).serve_connection(io, service));
+        let buffer = settings.max_header_size.max(MIN_BUFFER);
+        let mut http =
+            pin!(http1::Builder::new().max_header_size(settings.max_header_size).max_buf_size(buffer).serve_connection(io, service));
         let draining = Cell::new(false);
         let mut served = pin!(async {
             loop {

@@ -39,7 +39,7 @@ mod stream;
 mod tests;
 
 pub use self::body::byte_at;
-pub use self::control::{Control, Counters, Greeting, Mint, TimedOut};
+pub use self::control::{Control, Counters, Ended, Greeting, Interrupted, Mint, TimedOut};
 pub use self::faults::{Action, End, Fault, FaultId, Point};
 pub use self::record::{MAX_RECORDED_BODY, Received};
 

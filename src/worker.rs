@@ -70,6 +70,7 @@ pub fn start(index: usize, sockets: Vec<Bound>, shared: Shared, metrics: Arc<Wor
             Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build_local(LocalOptions::default());
         match runtime {
             Ok(runtime) => {
+                metrics.runs_on(runtime.metrics());
                 let cut = runtime.block_on(serve(sockets, shared, metrics, pings));
                 // Whoever started the worker may be gone; then nobody counts.
                 let _ = end.send(cut);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::error::Provenance;
 use super::layer::Settings;
 use super::load::Need;
+use super::memory::{self, What};
 use super::policy::{ACTIONS, rule};
 use super::reader::Reader;
 use super::value::{
@@ -44,7 +45,7 @@ pub(super) fn config(reader: &mut Reader<'_>, need: Need) -> Config {
         token: token(reader),
         upstream: upstream(reader),
         limits: Limits {
-            max_in_flight: reader.read("limits.max_in_flight", limit(MAX_CONNECTIONS)),
+            max_in_flight: within_memory(reader, "limits.max_in_flight", What::Requests),
             max_request_body: reader.read("limits.max_request_body", size_or_off(1..=1 << 50)),
         },
         policy: Policy {
@@ -74,7 +75,7 @@ fn listen(reader: &mut Reader<'_>) -> Listen {
         allow_non_loopback: reader.read("listen.allow_non_loopback", flag),
         allowed_hosts: reader.read_list("listen.allowed_hosts", address::host),
         caller_token_file: reader.read("listen.caller_token_file", optional_path),
-        max_connections: reader.read("listen.max_connections", limit(MAX_CONNECTIONS)),
+        max_connections: within_memory(reader, "listen.max_connections", What::Connections),
         header_timeout: reader.read("listen.header_timeout", duration(TIMEOUT)),
         idle_timeout: reader.read("listen.idle_timeout", duration(TIMEOUT)),
         // hyper takes no buffer below 8 KiB.
@@ -263,6 +264,42 @@ fn upstream(reader: &mut Reader<'_>) -> Upstream {
     upstream
 }
 
+/// A default gives way to the memory limit; what somebody set is theirs, and is warned about.
+fn within_memory(reader: &mut Reader<'_>, name: &'static str, what: What) -> NonZeroUsize {
+    let value = reader.read(name, limit(MAX_CONNECTIONS));
+    match (reader.provenance(name), memory::limit()) {
+        (Provenance::Default, Some(limit)) => value.min(memory::fitting(what, limit)),
+        _ => value,
+    }
+}
+
+/// What the memory limit makes of the limits in number.
+fn memory_warnings(config: &Config, settings: &Settings) -> Vec<String> {
+    let Some(limit) = memory::limit() else { return Vec::new() };
+    let mut warnings = Vec::new();
+    for (name, what, value) in [
+        ("listen.max_connections", What::Connections, config.listen.max_connections),
+        ("limits.max_in_flight", What::Requests, config.limits.max_in_flight),
+    ] {
+        let setting = settings.get(name);
+        let fitting = memory::fitting(what, limit);
+        let in_mebibytes = limit >> 20;
+        match setting.provenance {
+            Provenance::Default if setting.value.as_integer() != i64::try_from(value.get()).ok() => {
+                warnings.push(format!(
+                    "{name}: lowered to {value}, which fits the memory limit of {in_mebibytes} MiB; set it, or raise the limit"
+                ));
+            }
+            Provenance::Default => {}
+            _ if value > fitting => warnings.push(format!(
+                "{name}: {value} may need more memory than the limit of {in_mebibytes} MiB, and the process then be killed; {fitting} fit"
+            )),
+            _ => {}
+        }
+    }
+    warnings
+}
+
 /// 0 becomes what the CPU quota allows: `available_parallelism` looks at the affinity mask and at the cgroup's quota, of version 1 and 2.
 fn workers(configured: u32) -> NonZeroUsize {
     NonZeroUsize::new(configured as usize).unwrap_or_else(|| {
@@ -278,7 +315,7 @@ fn usize_of(bytes: u64) -> usize {
 
 /// What is allowed, and yet worth a word at the start.
 pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = memory_warnings(config, settings);
     for address in config.admin.addresses.iter().filter(|address| !address.is_loopback()) {
         warnings
             .push(format!("admin.address: {address} is reached from other machines; it shows no secret, but names, addresses and metrics"));

@@ -1,9 +1,11 @@
 //! What one worker counts.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use tokio::runtime::RuntimeMetrics;
 
 use super::cells::{Histogram, Labelled, OTHER};
 
@@ -84,6 +86,8 @@ pub struct WorkerMetrics {
     active_connections: AtomicI64,
     /// A pair (denied, would have been denied) per rule, and a last pair for `default`.
     denials: Box<[[AtomicU64; 2]]>,
+    /// Set once, when the worker starts.
+    runtime: OnceLock<RuntimeMetrics>,
 }
 
 impl Default for WorkerMetrics {
@@ -113,7 +117,14 @@ impl WorkerMetrics {
             idle_connections: AtomicI64::new(0),
             active_connections: AtomicI64::new(0),
             denials: (0..=rules).map(|_| [const { AtomicU64::new(0) }; 2]).collect(),
+            runtime: OnceLock::new(),
         }
+    }
+
+    /// The worker runs on this runtime.
+    pub fn runs_on(&self, runtime: RuntimeMetrics) {
+        // Each worker says it once.
+        let _ = self.runtime.set(runtime);
     }
 
     /// A request head arrived. Each call is matched by one of [`request_finished`](Self::request_finished).
@@ -178,6 +189,11 @@ impl WorkerMetrics {
 
     pub(super) fn bytes(&self) -> (u64, u64) {
         (self.request_bytes.load(Relaxed), self.response_bytes.load(Relaxed))
+    }
+
+    /// Tasks that have not ended.
+    pub(super) fn tasks(&self) -> usize {
+        self.runtime.get().map_or(0, RuntimeMetrics::num_alive_tasks)
     }
 
     /// (idle, active)

@@ -34,6 +34,9 @@ pub(super) async fn respond(control: &Control, head: &Parts, mut body: RecordedB
         return mint(control, &head.headers, &read(&mut body).await);
     }
     if !is_authorized(control, &head.headers) {
+        if let Some(id) = only(&head.headers, "x-request-id") {
+            control.change(|state| state.refused.push(id.to_owned()));
+        }
         drain(&mut body).await;
         return forbidden("the API token is missing, unknown or deleted");
     }

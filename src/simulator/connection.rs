@@ -130,7 +130,10 @@ impl Service {
         let greeting = settings.borrow().greeting;
         let greeted = tokio::select! {
             greeted = self.greet(tcp, greeting) => greeted,
-            _ = order(&mut settings) => return,
+            (number, _) = order(&mut settings) => {
+                self.control.change(|state| state.ended(number).handshakes += 1);
+                return;
+            }
         };
         match greeted {
             Ok(Some((stream, is_http2))) => self.serve(stream, is_http2, number, settings).await,
@@ -183,7 +186,10 @@ impl Service {
                 biased;
                 ending = wire.ending() => ending,
                 () = http => return,
-                end = order(&mut settings) => end.into(),
+                (number, end) = order(&mut settings) => {
+                    self.control.change(|state| state.ended(number).connection(wire.requests(), wire.idle_since().is_some(), wire.interrupted()));
+                    end.into()
+                }
                 () = idle(&wire, self.control.settings()) => End::Close.into(),
             }
         };
@@ -191,11 +197,11 @@ impl Service {
     }
 }
 
-/// Waits until all connections are told to end.
-async fn order(settings: &mut watch::Receiver<Settings>) -> End {
+/// Waits until all connections are told to end: for the how manieth time, and how.
+async fn order(settings: &mut watch::Receiver<Settings>) -> (u64, End) {
     let before = settings.borrow().ended.0;
     match settings.wait_for(|settings| settings.ended.0 > before).await {
-        Ok(settings) => settings.ended.1,
+        Ok(settings) => settings.ended,
         Err(_) => pending().await, // the simulator is gone, and this task with it
     }
 }
@@ -225,21 +231,24 @@ async fn idle(wire: &Rc<Wire>, mut settings: watch::Receiver<Settings>) {
 
 /// Records one request and answers it, honestly or as a fault says.
 async fn handle(control: Control, wire: Rc<Wire>, connection: u64, request: Request<Incoming>) -> Result<Response<Outgoing>, Infallible> {
-    let busy = wire.busy();
-    wire.begin_request();
     let (head, body) = request.into_parts();
+    let busy = wire.busy(&head.headers);
+    wire.begin_request();
     let record = control.records().then(|| {
         let bytes = wire.take_head().unwrap_or_default();
         (control.clone(), control.change(|state| state.log.head(connection, &head, bytes)))
     });
     let mut body = RecordedBody::new(body, record);
 
-    let Verdict { delay, action } = control.change(|state| state.faults.decide(&head.method, head.uri.path()));
+    let Verdict { delay, holds, action } = control.change(|state| state.faults.decide(&head.method, head.uri.path()));
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
+    for fault in holds {
+        control.until_removed(fault).await;
+    }
     let (response, cut) = match action {
-        None | Some(Action::Delay(_)) => (api::respond(&control, &head, body).await, None),
+        None | Some(Action::Delay(_) | Action::Hold) => (api::respond(&control, &head, body).await, None),
         Some(Action::Reply(reply)) => {
             drain(&mut body).await;
             (reply.map(full), None)

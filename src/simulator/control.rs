@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) log: Log,
     pub(super) counters: Counters,
+    ended: Vec<Ended>,
+    pub(super) refused: Vec<String>,
     pub(super) queries: BTreeMap<u64, Query>,
     pub(super) pending_polls: u32,
     pub(super) pages: u32,
@@ -83,6 +85,54 @@ pub struct Counters {
     pub open: u64,
 }
 
+/// What one call of [`Control::end_connections`] ended. It fills up in the moments after the call.
+#[derive(Debug, Clone, Default)]
+pub struct Ended {
+    /// Connections in their TLS handshake.
+    pub handshakes: u64,
+    /// All others, in whatever state.
+    pub connections: u64,
+    /// Of these, connections on which no request had come yet.
+    pub fresh: u64,
+    /// Of these, used connections without a request in flight. The reply to the last one, or the next request, may be on its way.
+    pub at_rest: u64,
+    /// Requests without a complete reply.
+    pub interrupted: Vec<Interrupted>,
+}
+
+/// A request whose connection was ended before its reply was complete.
+#[derive(Debug, Clone)]
+pub struct Interrupted {
+    /// Its `x-request-id`.
+    pub id: Option<String>,
+    /// Whether it was the first one on its connection.
+    pub first: bool,
+}
+
+impl Ended {
+    /// Counts one connection that had so many requests. One at rest may have a reply that did not leave yet.
+    pub(super) fn connection(&mut self, requests: u64, at_rest: bool, interrupted: Vec<Interrupted>) {
+        self.connections += 1;
+        match (requests, at_rest) {
+            (0, _) => self.fresh += 1,
+            (_, true) => self.at_rest += 1,
+            (_, false) => {}
+        }
+        self.interrupted.extend(interrupted);
+    }
+}
+
+impl State {
+    /// The record of the `number`th order to end all connections.
+    pub(super) fn ended(&mut self, number: u64) -> &mut Ended {
+        let index = usize::try_from(number - 1).expect("orders of one process");
+        if self.ended.len() <= index {
+            self.ended.resize_with(index + 1, Ended::default);
+        }
+        &mut self.ended[index]
+    }
+}
+
 /// What concerns connections rather than requests; each connection watches it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
@@ -123,6 +173,8 @@ impl Control {
             faults: Faults::default(),
             log: Log::default(),
             counters: Counters::default(),
+            ended: Vec::new(),
+            refused: Vec::new(),
             queries: BTreeMap::new(),
             pending_polls: options.pending_polls,
             pages: options.pages,
@@ -242,6 +294,16 @@ impl Control {
         self.shared.settings.send_modify(|settings| settings.ended = (settings.ended.0 + 1, end));
     }
 
+    /// What each call of [`Control::end_connections`] ended, in order; one that found no connection may be missing at the end.
+    pub fn ended(&self) -> Vec<Ended> {
+        self.state().ended.clone()
+    }
+
+    /// The `x-request-id` of requests that were refused for their token.
+    pub fn refused(&self) -> Vec<String> {
+        self.state().refused.clone()
+    }
+
     /// Connections so far and now.
     pub fn counters(&self) -> Counters {
         self.state().counters
@@ -302,6 +364,14 @@ impl Control {
             }
         };
         tokio::time::timeout(limit, search).await.map_err(|_| TimedOut::new(&self.state(), limit))
+    }
+
+    /// Waits until a fault is no longer in force.
+    pub(super) async fn until_removed(&self, fault: FaultId) {
+        let mut changes = self.shared.changes.subscribe();
+        while self.state().faults.is_in_force(fault) {
+            changes.changed().await.expect("the sender lives in self");
+        }
     }
 
     /// Whether requests are recorded.

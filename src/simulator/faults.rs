@@ -1,7 +1,7 @@
 //! Faults on demand: which requests they strike, how often, and what then happens instead of an honest answer.
 //!
 //! A test reads as a sentence: `simulator.fault(Fault::at("/api-tokens/", Action::status(503)).times(2))`. Faults are tried in the order in
-//! which they were added; every matching delay is waited for, then the first matching fault of another kind decides. A fault that has struck as
+//! which they were added; every matching delay and hold is waited for, then the first matching fault of another kind decides. A fault that has struck as
 //! often as it may lets requests pass.
 
 use std::time::Duration;
@@ -104,6 +104,8 @@ impl Fault {
 pub enum Action {
     /// Waits before anything else happens to the request, its body unread; then goes on.
     Delay(Duration),
+    /// Waits as a delay does, until the fault is removed: for tests that decide themselves when the request goes on.
+    Hold,
     /// Reads the request to its end and answers this. The state of the simulated API does not change.
     Reply(Response<Bytes>),
     /// Answers this at once and leaves the request's body unread.
@@ -224,7 +226,9 @@ struct Entry {
 pub(super) struct Verdict {
     /// The sum of all delays that struck.
     pub(super) delay: Duration,
-    /// What to do in place of an honest answer; never a delay.
+    /// Faults whose removal is to be waited for.
+    pub(super) holds: Vec<FaultId>,
+    /// What to do in place of an honest answer; never a delay or a hold.
     pub(super) action: Option<Action>,
 }
 
@@ -244,6 +248,10 @@ impl Faults {
         self.entries.clear();
     }
 
+    pub(super) fn is_in_force(&self, id: FaultId) -> bool {
+        self.entries.iter().any(|entry| entry.id == id)
+    }
+
     /// How many requests the fault struck; 0 for one that was removed.
     pub(super) fn strikes(&self, id: FaultId) -> u64 {
         self.entries.iter().find(|entry| entry.id == id).map_or(0, |entry| entry.strikes)
@@ -257,11 +265,13 @@ impl Faults {
                 continue;
             }
             entry.strikes += 1;
-            if let Action::Delay(delay) = entry.fault.action {
-                verdict.delay += delay;
-            } else {
-                verdict.action = Some(entry.fault.action.clone());
-                break;
+            match &entry.fault.action {
+                Action::Delay(delay) => verdict.delay += *delay,
+                Action::Hold => verdict.holds.push(entry.id),
+                other => {
+                    verdict.action = Some(other.clone());
+                    break;
+                }
             }
         }
         verdict

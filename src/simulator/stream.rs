@@ -9,12 +9,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use http::{HeaderMap, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
+use super::control::Interrupted;
 use super::faults::End;
 use super::heads::Heads;
 
@@ -70,8 +72,20 @@ pub(super) struct Wire {
     output: Cell<Output>,
     ending: RefCell<Option<Ending>>,
     ended: Notify,
-    in_flight: Cell<usize>,
+    /// How many requests came so far.
+    requests: Cell<u64>,
+    /// Those without a complete reply.
+    in_flight: RefCell<Vec<InFlight>>,
     idle_since: Cell<Instant>,
+}
+
+/// A request whose reply has not left.
+struct InFlight {
+    number: u64,
+    /// `x-request-id`
+    id: Option<HeaderValue>,
+    /// Its reply is with hyper, and not yet with the kernel.
+    replied: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,7 +109,8 @@ impl Wire {
             output: Cell::default(),
             ending: RefCell::default(),
             ended: Notify::new(),
-            in_flight: Cell::new(0),
+            requests: Cell::new(0),
+            in_flight: RefCell::default(),
             idle_since: Cell::new(Instant::now()),
         })
     }
@@ -150,14 +165,27 @@ impl Wire {
     }
 
     /// Marks a request as in flight until the guard is dropped.
-    pub(super) fn busy(self: &Rc<Self>) -> Busy {
-        self.in_flight.set(self.in_flight.get() + 1);
-        Busy(Rc::clone(self))
+    pub(super) fn busy(self: &Rc<Self>, headers: &HeaderMap) -> Busy {
+        let number = self.requests.get() + 1;
+        self.requests.set(number);
+        self.in_flight.borrow_mut().push(InFlight { number, id: headers.get("x-request-id").cloned(), replied: false });
+        Busy(Rc::clone(self), number)
     }
 
     /// Since when no request is in flight; `None` while one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        (self.in_flight.get() == 0).then(|| self.idle_since.get())
+        self.in_flight.borrow().iter().all(|request| request.replied).then(|| self.idle_since.get())
+    }
+
+    /// How many requests came so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// What an end would interrupt now.
+    pub(super) fn interrupted(&self) -> Vec<Interrupted> {
+        let id = |request: &InFlight| request.id.as_ref()?.to_str().ok().map(str::to_owned);
+        self.in_flight.borrow().iter().map(|request| Interrupted { id: id(request), first: request.number == 1 }).collect()
     }
 
     fn poll_stream<T>(&self, poll: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -169,11 +197,13 @@ impl Wire {
 }
 
 /// A request in flight on its connection.
-pub(super) struct Busy(Rc<Wire>);
+pub(super) struct Busy(Rc<Wire>, u64);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        for request in self.0.in_flight.borrow_mut().iter_mut().filter(|request| request.number == self.1) {
+            request.replied = true;
+        }
         self.0.idle_since.set(Instant::now());
     }
 }
@@ -217,6 +247,9 @@ impl AsyncWrite for Tap {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = &self.0;
         let polled = wire.poll_stream(|stream| stream.poll_flush(cx));
+        if polled.is_ready() {
+            wire.in_flight.borrow_mut().retain(|request| !request.replied);
+        }
         if matches!(polled, Poll::Ready(Ok(())))
             && let Output::AfterFlush(end) | Output::AtMost(0, end) = wire.output.get()
         {

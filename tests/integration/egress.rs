@@ -1,11 +1,10 @@
 //! Through an egress proxy (contract section 3, `upstream.proxy`): a tunnel for everything, TLS verified end to end inside it, its password for it alone.
 
-use std::net::TcpListener;
-
 use upsolver_auth_proxy::simulator::{Account, Options, Protocols, Simulator};
 
 use crate::support::egress::{EgressProxy, Tunnel};
 use crate::support::proxy::{Builder, Proxy, canary};
+use crate::support::raw::ClosedPort;
 
 fn simulator(protocols: Protocols) -> (Simulator, Account) {
     let account = Account { email: format!("{}@example.com", canary("email")), password: canary("password") };
@@ -69,8 +68,8 @@ fn b45_a_tunnel_that_does_not_come_up_is_told() {
     });
     let answer = proxy.get("/inputs/");
     assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
-    // Nobody listens on a port that was free a moment ago.
-    let gone = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let closed = ClosedPort::reserve();
+    let gone = closed.address();
     let proxy = with_token(&simulator, |builder| builder.set(format!("upstream.proxy=http://{gone}")));
     let answer = proxy.get("/inputs/");
     assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));

@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use upsolver_auth_proxy::simulator::certificates::Variant;
 use upsolver_auth_proxy::simulator::{Account, Action, End, Fault, Greeting, Options, Protocols, Simulator, Transport, byte_at};
 
-use crate::support::proxy::{Builder, Proxy, canary};
-use crate::support::raw::PATIENCE;
+use crate::support::proxy::{Builder, Proxy, canary, long_or};
+use crate::support::raw::{ClosedPort, PATIENCE};
 
 fn account() -> Account {
     Account { email: format!("{}@example.com", canary("email")), password: canary("password") }
@@ -62,9 +62,9 @@ fn d01_d05_d06_what_keeps_a_connection_from_coming_up_has_its_own_code() {
     // D01
     let answer = unreachable("upstream.url=https://no-such-host.invalid").get("/");
     assert!(matches!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable") | (504, "upstream_timeout")), "{answer:?}");
-    // D05: nobody listens on a port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
-    let answer = unreachable(&format!("upstream.url=https://127.0.0.1:{port}")).get("/");
+    // D05: nobody listens.
+    let closed = ClosedPort::reserve();
+    let answer = unreachable(&format!("upstream.url=https://{}", closed.address())).get("/");
     assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));
     assert!(
         answer
@@ -198,6 +198,98 @@ fn d09_d34_polling_across_idle_closes_has_no_errors() {
             thread::sleep(Duration::from_millis(95 + round % 10));
         }
     }
+}
+
+/// When and how an app of the next test asks.
+struct Poller {
+    method: &'static str,
+    /// Between two requests.
+    every: Duration,
+    /// Requests at a time, each on a connection of its own.
+    at_once: u32,
+}
+
+/// What became of one app's requests.
+#[derive(Debug, Default)]
+struct Polled {
+    asked: u32,
+    /// Target and answer of those that failed.
+    failed: Vec<(String, String)>,
+}
+
+impl Poller {
+    fn run(&self, proxy: &Proxy, until: Instant) -> Polled {
+        let mut polled = Polled::default();
+        let mut connections: Vec<_> = (0..self.at_once).map(|_| proxy.connect()).collect();
+        while Instant::now() < until {
+            let targets: Vec<_> = connections.iter().map(|_| format!("/sink?{}", canary(""))).collect();
+            for (connection, target) in connections.iter_mut().zip(&targets) {
+                match self.method {
+                    "GET" => connection.send(format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", target.replace("sink", "inputs"))),
+                    _ => connection.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody")),
+                };
+            }
+            for (connection, target) in connections.iter_mut().zip(targets) {
+                let answer = connection.read_response(false).expect("an answer");
+                polled.asked += 1;
+                if answer.status() != 200 {
+                    polled.failed.push((target, format!("{} {}", answer.status(), answer.code())));
+                }
+            }
+            // Around the moment at which the upstream closes, where that is after `every`.
+            thread::sleep(self.every + Duration::from_millis(fastrand::u64(..8)));
+        }
+        polled
+    }
+}
+
+/// D34, D10: apps that poll, some of them just when the upstream closes what idles. A GET never fails. A POST fails only where the upstream closed the
+/// connection while the POST was on its way, so that it was not processed, which the proxy cannot know: 502, and it is not sent again.
+///
+/// With `UPSOLVER_LONG=1`: an app that asks every 100 ms, for minutes, and an upstream that closes after 5 s.
+#[test]
+fn d34_d10_polling_across_idle_closes() {
+    let (idle, every, duration) = long_or((5_000, 100, 240), (100, 10, 4));
+    let (idle, every, duration) = (Duration::from_millis(idle), Duration::from_millis(every), Duration::from_secs(duration));
+    let (simulator, proxy) = start(Protocols::Http1, |builder| builder.env("RUST_LOG", "info"));
+    simulator.idle_timeout(idle);
+    let close = idle.saturating_sub(Duration::from_millis(4));
+    let pollers = [
+        Poller { method: "GET", every, at_once: 1 },
+        Poller { method: "POST", every, at_once: 1 },
+        Poller { method: "GET", every: close, at_once: 8 },
+        Poller { method: "POST", every: close, at_once: 8 },
+    ];
+    let until = Instant::now() + duration;
+    let results = thread::scope(|scope| {
+        let proxy = &proxy;
+        let apps: Vec<_> = pollers.iter().map(|poller| scope.spawn(move || poller.run(proxy, until))).collect();
+        apps.into_iter().map(|app| app.join().expect("every request is answered")).collect::<Vec<_>>()
+    });
+    let processed = simulator.requests();
+    for (poller, polled) in pollers.iter().zip(&results) {
+        eprintln!("{} every {:?}: {} asked, {} failed", poller.method, poller.every, polled.asked, polled.failed.len());
+        assert!(polled.asked > 0);
+        assert!(poller.method != "GET" || polled.failed.is_empty(), "{:?}", polled.failed);
+        for (target, answer) in &polled.failed {
+            assert_eq!(answer, "502 upstream_protocol");
+            assert!(processed.iter().all(|request| request.target != *target), "{target} was processed, or sent again");
+        }
+    }
+}
+
+/// D10: with a pool that gives its connections up before the upstream does, as by default and behind any load balancer, no POST fails either.
+#[test]
+fn d10_a_pool_that_closes_first_costs_no_post() {
+    let (simulator, proxy) = start(Protocols::Http1, |builder| builder.set("upstream.pool_idle_timeout=100ms").env("RUST_LOG", "info"));
+    // So far behind that no machine is slow enough to matter.
+    let idle = Duration::from_secs(5);
+    simulator.idle_timeout(idle);
+    let until = Instant::now() + long_or(Duration::from_mins(2), Duration::from_secs(2));
+    let poller = Poller { method: "POST", every: Duration::from_millis(96), at_once: 8 };
+    let results = poller.run(&proxy, until);
+    eprintln!("POST every {:?}: {} asked, {} failed", poller.every, results.asked, results.failed.len());
+    assert_eq!(results.failed, []);
 }
 
 #[test]

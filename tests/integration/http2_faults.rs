@@ -1,7 +1,7 @@
 //! What an HTTP/2 upstream can do to a request, frame by frame: D12, D13, D17.
 
 use crate::support::frames::{
-    CANCEL, DATA, END_STREAM, ENHANCE_YOUR_CALM, Frames, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, RST_STREAM,
+    CANCEL, DATA, END_STREAM, ENHANCE_YOUR_CALM, Frames, GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, RST_STREAM,
 };
 use crate::support::raw::{Message, Raw};
 use crate::support::wire::Wire;

@@ -3,7 +3,7 @@
 use upsolver_auth_proxy::simulator::{Account, Options, Protocols, Simulator};
 
 use crate::support::proxy::{Builder, assert_no_secret, canary};
-use crate::support::raw::{Message, RawUpstream};
+use crate::support::raw::{ClosedPort, Message, RawUpstream};
 use crate::support::wire::{GET, OK, Wire};
 
 /// Everything that an operator or a neighbour can read of a running proxy.
@@ -311,12 +311,11 @@ fn b49_b50_the_proxys_own_answers_are_fixed_and_echo_nothing() {
 
 #[test]
 fn b49_an_upstream_that_is_not_there_is_told_without_its_name() {
-    let closed = RawUpstream::start();
+    let closed = ClosedPort::reserve();
     let address = closed.address();
-    let token = canary("token");
-    let builder = Builder::to_raw(&closed, &token);
-    drop(closed);
-    let proxy = builder.start();
+    let builder = Builder::new().set(format!("upstream.url=http://{address}"));
+    let token = builder.file("token", canary("token"));
+    let proxy = builder.set(format!("credentials.token_file={}", token.display())).start();
     let answer = proxy.get("/x");
     assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream_unreachable"));
     assert!(!answer.text().contains(&address.port().to_string()) && !answer.text().contains("127.0.0.1"), "{answer:?}");

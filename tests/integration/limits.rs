@@ -3,6 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
+use upsolver_auth_proxy::simulator::{Account, Action, Fault, Options, Received, Simulator};
+
+use crate::support::proxy::{Builder, canary};
+use crate::support::raw::PATIENCE;
 use crate::support::wire::{GET, LOCAL, OK, OK_KEPT, Wire};
 
 /// How many connections a test opens where the matrix speaks of thousands.
@@ -204,6 +208,38 @@ fn bodies_over_the_limit_are_refused() {
     let status =
         wire.never_completed(format!("POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n{endless}"));
     assert_eq!(status, Some(413));
+}
+
+/// B15: workers share nothing, so each has its part of the limit; together they take all of it, none of them more, and shed the rest.
+#[test]
+fn b15_workers_take_their_parts_of_the_limit() {
+    let account = Account { email: format!("{}@example.com", canary("email")), password: canary("password") };
+    let simulator = Simulator::start(Options { accounts: vec![account.clone()], ..Options::default() }).expect("a free port");
+    let builder = Builder::to_simulator(&simulator, &account).env("RUST_LOG", "info");
+    let proxy = builder.set("runtime.workers=2").set("limits.max_in_flight=60").start();
+    proxy.wait_ready();
+    let held = simulator.fault(Fault::at("/inputs/", Action::Hold));
+    // The kernel deals connections out by their ports: of so many, neither worker gets fewer than its part.
+    let mut connections: Vec<_> = (0..240)
+        .map(|_| {
+            let mut connection = proxy.connect();
+            connection.send("GET /inputs/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            connection
+        })
+        .collect();
+    let shed = "upsolver_auth_proxy_errors_total{code=\"overloaded\"}";
+    proxy.wait_until("180 to be shed", |proxy| proxy.metric(shed) == 180.0);
+    let arrived = |requests: &[Received]| requests.iter().filter(|request| request.path() == "/inputs/").count();
+    simulator.wait_for(|requests| arrived(requests) == 60, PATIENCE).expect("the rest is served");
+    simulator.remove_fault(held);
+    let statuses: Vec<_> = connections.iter_mut().map(|connection| connection.read_response(false).expect("an answer").status()).collect();
+    assert_eq!([200, 503].map(|status| statuses.iter().filter(|seen| **seen == status).count()), [60, 180]);
+    // Over, and at once.
+    proxy.wait_until("rest", |proxy| proxy.status()["requests_in_flight"] == 0);
+    for _ in 0..30 {
+        assert_eq!(proxy.get("/inputs/").status(), 200);
+    }
+    assert_eq!(proxy.metric(shed), 180.0);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 #![allow(clippy::float_cmp)]
 
 mod admin;
+mod bad_network;
 mod cleanup;
 mod cli;
 mod clients;

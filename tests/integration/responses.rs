@@ -308,12 +308,12 @@ fn a45_heads_that_are_none_are_an_error() {
 #[test]
 fn a45_d31_a_head_that_is_too_large_is_an_error() {
     let wire = Wire::start();
-    for fields in ["X-T: 1\r\n".repeat(90), format!("X-T: {}\r\n", "t".repeat(200 * 1024))] {
+    for fields in ["X-T: 1\r\n".repeat(90), format!("X-T: {}\r\n", "t".repeat(60 * 1024))] {
         let answer = wire.answered(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\nConnection: close\r\n\r\nok"));
         assert_eq!((answer.status(), answer.text().as_str()), (200, "ok"));
     }
     let long = |length: usize| format!("X-T: {}\r\n", "t".repeat(length));
-    for fields in ["X-T: 1\r\n".repeat(110), "X-T: 1\r\n".repeat(10_000), long(300 * 1024), long(1024 * 1024)] {
+    for fields in ["X-T: 1\r\n".repeat(110), "X-T: 1\r\n".repeat(10_000), long(70 * 1024), long(1024 * 1024)] {
         let mut downstream = wire.proxy.connect();
         downstream.send(GET);
         let mut upstream = wire.upstream.accept();

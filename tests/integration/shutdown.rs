@@ -224,7 +224,7 @@ fn c46_a_closed_log_pipe_ends_nothing() {
 fn c43_a_stop_during_a_mint_loses_no_token() {
     let account = account();
     let simulator = simulator(&account);
-    let delay = simulator.fault(Fault::at("/api-tokens/", Action::Delay(Duration::from_millis(300))).once());
+    let held = simulator.fault(Fault::at("/api-tokens/", Action::Hold).once());
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = directory.path().join("token.json");
     let start = || {
@@ -241,8 +241,9 @@ fn c43_a_stop_during_a_mint_loses_no_token() {
     assert_eq!((answer.status(), answer.code().as_str()), (503, "draining"));
     assert!(answer.header("retry-after").is_some() && answer.header("connection") == Some("close"), "{answer:?}");
     assert_eq!(simulator.mints().len(), 0, "it did not wait for the mint");
+    simulator.remove_fault(held);
     assert_eq!(proxy.wait_exit().code(), Some(0));
-    assert_eq!((simulator.strikes(delay), simulator.mints().len()), (1, 1));
+    assert_eq!(simulator.mints().len(), 1);
     assert!(!proxy.log().contains("may be left behind"), "the reply came in time: {}", proxy.log());
     drop(proxy);
 

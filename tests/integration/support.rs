@@ -2,6 +2,7 @@
 
 pub(crate) mod egress;
 pub(crate) mod frames;
+pub(crate) mod link;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod wire;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use upsolver_auth_proxy::simulator::{Account, Action, Fault, Options, Received, Simulator};
 
-use crate::support::proxy::{Builder, Proxy, canary};
+use crate::support::proxy::{Builder, Proxy, canary, long_or};
 use crate::support::raw::{PATIENCE, Raw};
 
 fn account() -> Account {
@@ -23,11 +23,6 @@ fn eager(simulator: &Simulator, account: &Account) -> Builder {
         .set("token.min_mint_interval=0s")
         .set("token.mint_budget=1000")
         .set("token.probe_interval=1ms")
-}
-
-/// The acceptance figures with `UPSOLVER_LONG=1`; otherwise as much as a run of all tests has time for.
-fn long_or<T>(long: T, short: T) -> T {
-    if std::env::var_os("UPSOLVER_LONG").is_some() { long } else { short }
 }
 
 fn mint_attempts(simulator: &Simulator) -> Vec<Received> {

@@ -142,6 +142,19 @@ fn a_delay_holds_the_honest_answer_back() {
     assert!(sent.elapsed() >= delay);
 }
 
+#[test]
+fn a_held_request_goes_on_when_its_fault_is_removed() {
+    let simulator = start();
+    simulator.ignore_authorization(true);
+    let hold = simulator.fault(Fault::everywhere(Action::Hold).once());
+    let mut client = Client::connect(&simulator);
+    client.send("GET /users HTTP/1.1\r\nhost: x\r\n\r\n");
+    simulator.wait_for(|requests| requests.len() == 1, LIMIT).unwrap();
+    assert_eq!(client.rest(Duration::from_millis(50)), (Vec::new(), Seen::Open));
+    simulator.remove_fault(hold);
+    assert!(client.reply().0.starts_with("HTTP/1.1 200 "));
+}
+
 /// HTTP/2 with prior knowledge, so that the test needs no TLS of its own.
 #[test]
 fn http2_requests_are_answered_recorded_and_cut() {

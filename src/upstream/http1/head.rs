@@ -11,7 +11,7 @@ use hyper::ext::ReasonPhrase;
 use super::{Error, RequestHead};
 
 /// Of a response head; more is a broken upstream (502).
-pub(crate) const MAX_BYTES: usize = 256 * 1024;
+pub(crate) const MAX_BYTES: usize = 64 * 1024;
 /// Likewise, the number of its fields.
 pub(super) const MAX_FIELDS: usize = 100;
 

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for bytes that must come. Generous: it ends a failing test, never a passing one.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A connection of which a test reads and writes the bytes.
 pub(crate) struct Raw {
@@ -249,6 +249,22 @@ impl Raw {
         let end = self.fill_until(b"\r\n")?;
         let line: Vec<u8> = self.buffered.drain(..end).collect();
         Some(String::from_utf8_lossy(&line[..end - 2]).into_owned())
+    }
+}
+
+/// A port at which nobody listens. It is bound for as long as this lives: one that was only free a moment ago may be another test's by now, and what is
+/// sent there arrives in that test.
+pub(crate) struct ClosedPort(socket2::Socket);
+
+impl ClosedPort {
+    pub(crate) fn reserve() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+        Self(socket)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound socket")
     }
 }
 
