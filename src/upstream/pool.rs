@@ -437,6 +437,15 @@ where
         let connection = Rc::clone(self.connection.as_ref().expect("present until finished"));
         connection.borrow_mut().begin(request, body);
         async move {
+            let mut turn = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut turn, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
             match poll_fn(|cx| connection.borrow_mut().poll_head(cx)).await {
                 Ok(head) => {
                     if !connection.borrow().is_upload_complete() {
