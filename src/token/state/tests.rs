@@ -353,19 +353,15 @@ fn an_unverified_token_that_is_dead_makes_way_for_a_mint() {
     assert_eq!(rig.on(candidate_is(ProbeResult::Dead)), ["mint with 2"]);
 }
 
-/// To ask about a token costs none of the budget.
+/// To ask about a token leaves none behind: the interval has no say.
 #[test]
-fn an_unverified_token_is_asked_about_with_the_budget_spent() {
-    let mut rig = Rig::minting();
+fn an_unverified_token_is_asked_about_within_the_interval() {
+    let mut rig = Rig::minting_with(Settings { max_age: Some(10 * MINUTE), ..settings() });
     let _ = rig.on(minted("t1"));
-    for name in ["t2", "t3"] {
-        let _ = rig.on(Event::RefreshRequested);
-        let _ = rig.on(minted(name));
-    }
-    rig.now += 59 * MINUTE;
-    let _ = rig.on(pair(B));
-    rig.waits(MINUTE, "mint with 2");
-    let _ = rig.on(Event::StoreAdopted(stored("theirs")));
+    rig.waits(10 * MINUTE, "mint with 1 in its turn");
+    let _ = rig.on(failed(MintFailure::Lost));
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
+    assert_eq!(rig.on(Event::StoreAdopted(stored("theirs"))), ["verify theirs"]);
     let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
     rig.waits(Duration::from_millis(500), "verify theirs");
 }
@@ -548,7 +544,9 @@ fn a_token_of_replaced_credentials_is_used_only_in_need() {
     let mut rig = Rig::usable();
     let _ = rig.on(pair(B));
     let _ = rig.on(pair(A));
+    assert!(rig.machine.refers_to(B), "the mint in flight is theirs");
     assert_eq!(rig.on(minted("t2")), ["supersede t2"]);
+    assert!(!rig.machine.refers_to(B));
     assert_eq!(rig.sees(), using("usable", "t1", 1));
 
     let mut rig = Rig::minting();
