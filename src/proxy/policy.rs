@@ -115,16 +115,18 @@ fn decidable(path: &str) -> Option<Cow<'_, str>> {
         return None;
     }
     let mut form = String::with_capacity(decoded.len());
+    let mut ends_in_slash = false;
     for segment in decoded.split('/').map(|segment| segment.split(';').next().unwrap_or_default()) {
         if matches!(segment, "." | "..") {
             return None;
         }
-        if !segment.is_empty() {
+        ends_in_slash = segment.is_empty();
+        if !ends_in_slash {
             form.push('/');
             form.push_str(segment);
         }
     }
-    if form.is_empty() || decoded.ends_with('/') {
+    if ends_in_slash {
         form.push('/');
     }
     Some(Cow::Owned(form))
@@ -195,6 +197,22 @@ mod tests {
             "/inputs/%",
         ] {
             assert_eq!(decide(&policy, "POST", path), "deny 1: GET HEAD", "{path}");
+        }
+    }
+
+    /// B16: tidying up neither adds nor takes away a slash at the end, and never leaves nothing.
+    #[test]
+    fn b16_a_slash_at_the_end_stays() {
+        let policy = policy(r#"rules = [{ action = "deny", path = "/" }, { action = "deny", path = "/inputs/" }]"#);
+        for (path, expected) in [
+            ("/;x", "deny 0: "),
+            ("//", "deny 0: "),
+            ("//inputs/", "deny 1: "),
+            ("//inputs", "allow"),
+            ("/inputs/;x", "deny 1: "),
+            ("/inputs;x", "allow"),
+        ] {
+            assert_eq!(decide(&policy, "GET", path), expected, "{path}");
         }
     }
 

@@ -73,19 +73,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The part of `[token]` that the machine goes by.
+    /// The part of `[token]` that the machine goes by. The configuration takes no duration over a year, so that none overflows an instant.
     pub fn new(config: &config::Token) -> Self {
-        let sane = |duration: Duration| duration.min(LONGEST);
         Self {
-            max_age: config.max_age.map(sane),
-            probe_interval: sane(config.probe_interval),
-            limits: MintLimits { interval: sane(config.min_mint_interval), budget: config.mint_budget },
+            max_age: config.max_age,
+            probe_interval: config.probe_interval,
+            limits: MintLimits { interval: config.min_mint_interval, budget: config.mint_budget },
         }
     }
 }
-
-/// A longer duration in the configuration means "never" just as well, and added to an instant it could overflow.
-const LONGEST: Duration = Duration::from_hours(24 * 365 * 10);
 
 /// The state. What can be seen of it is in `view`.
 #[derive(Debug)]

@@ -189,6 +189,8 @@ mod tests {
             "/x\\..\\api-tokens",
             "/x%5c..%5capi-tokens",
             "/x%c0%af..%c0%afapi-tokens",
+            "/x%e0%80%af..%e0%80%afapi-tokens",
+            "/x%f0%80%80%af..%f0%80%80%afapi-tokens",
             "/%c1%a1pi-tokens",
             "/%e0%81%a1pi-tokens",
             "/%f0%80%81%a1pi-tokens",

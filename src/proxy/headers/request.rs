@@ -283,6 +283,21 @@ mod tests {
     }
 
     #[test]
+    fn a41_a48_the_response_is_told_what_its_request_was() {
+        let plain = Cleaned { wants_trailers: false, to_head: false, from_http_1_0: false };
+        for (method, version, te, expected) in [
+            ("GET", Version::HTTP_11, "", plain),
+            ("HEAD", Version::HTTP_11, "", Cleaned { to_head: true, ..plain }),
+            ("GET", Version::HTTP_10, "", Cleaned { from_http_1_0: true, ..plain }),
+            ("GET", Version::HTTP_11, "trailers", Cleaned { wants_trailers: true, ..plain }),
+        ] {
+            let mut head = head(method, "/", &[("te", te.as_bytes())]);
+            head.version = version;
+            assert_eq!(clean_request(&mut head, &bodyless(), &upstream()), expected, "{method} {version:?}");
+        }
+    }
+
+    #[test]
     fn a40_a57_http_1_0_leaves_as_http_1_1_without_its_expectation() {
         let mut head = head("POST", "/", &[("expect", b"100-continue")]);
         head.version = Version::HTTP_10;

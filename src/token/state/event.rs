@@ -252,7 +252,9 @@ mod tests {
             (407, true, None),
             (500, true, None),
         ] {
-            assert_eq!(Rejection::of(StatusCode::from_u16(status).unwrap(), has_request_id), expected, "{status} {has_request_id}");
+            let rejection = Rejection::of(StatusCode::from_u16(status).unwrap(), has_request_id);
+            assert_eq!(rejection, expected, "{status} {has_request_id}");
+            assert!(rejection.is_none_or(|rejection| rejection.status() == status), "{status}");
         }
     }
 }

@@ -68,7 +68,7 @@ impl MintLog {
 
     /// What a store remembers: how long ago, at `now`, each attempt was made. An attempt from the future (the wall clock was set back) has the age zero.
     pub fn from_ages(limits: MintLimits, ages: &[Duration], now: Instant) -> Self {
-        let mut leaves: Vec<_> = ages.iter().map(|age| now + BUDGET_WINDOW.saturating_sub(*age)).filter(|leaves| *leaves > now).collect();
+        let mut leaves: Vec<_> = ages.iter().map(|age| now + BUDGET_WINDOW.saturating_sub(*age)).collect();
         leaves.sort_unstable();
         let interval_ends = ages.iter().min().map(|age| now + limits.interval.saturating_sub(*age));
         Self { limits, leaves: leaves.into(), interval_ends }

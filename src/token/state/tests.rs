@@ -155,6 +155,50 @@ fn words(action: &Action) -> String {
     }
 }
 
+/// What the task and `/status` ask besides the state's word.
+#[test]
+fn what_can_be_seen_follows_from_the_state() {
+    fn seen(rig: &Rig) -> (&'static str, bool, bool, bool) {
+        let machine = &rig.machine;
+        (machine.situation().label(), machine.is_minting(), machine.is_verifying(), machine.token_is_dead())
+    }
+    let mut rig = Rig::new(settings());
+    assert_eq!(seen(&rig), ("waiting_for_credentials", false, false, false));
+    let _ = rig.on(pair(A));
+    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![] });
+    assert_eq!(seen(&rig), ("verifying", false, true, false));
+    let _ = rig.on(candidate_is(ProbeResult::Alive));
+    assert_eq!(seen(&rig), ("usable", false, false, false));
+    let _ = rig.reject(1, FORBIDDEN);
+    let _ = rig.probed(1, ProbeResult::Dead);
+    assert_eq!(seen(&rig), ("minting", true, false, true));
+    assert_eq!(rig.machine.held_back_by(rig.now), None, "what is under way is not held back");
+    let _ = rig.on(minted("t2"));
+    assert_eq!(seen(&rig), ("usable", false, false, false));
+    assert_eq!(rig.machine.held_back_by(rig.now), None, "what nobody wants is not held back");
+    assert_eq!(
+        [TokenSource::Minted, TokenSource::Store, TokenSource::TokenFile].map(TokenSource::label),
+        ["minted", "store", "token_file"]
+    );
+}
+
+/// `/status` shows the budget anew when an attempt leaves its window.
+#[test]
+fn the_budget_grows_when_the_oldest_attempt_is_an_hour_old() {
+    let mut rig = Rig::minting();
+    assert_eq!(rig.machine.budget_grows(rig.now), None);
+    let first = rig.now;
+    let _ = rig.on(minted("t1"));
+    rig.now += MINUTE;
+    let _ = rig.on(Event::RefreshRequested);
+    let _ = rig.on(minted("t2"));
+    assert_eq!((rig.machine.budget_grows(rig.now), rig.machine.mints_left(rig.now)), (Some(first + HOUR), 1));
+    rig.now = first + HOUR;
+    assert_eq!((rig.machine.budget_grows(rig.now), rig.machine.mints_left(rig.now)), (Some(first + HOUR + MINUTE), 2));
+    rig.now += MINUTE;
+    assert_eq!((rig.machine.budget_grows(rig.now), rig.machine.mints_left(rig.now)), (None, 3));
+}
+
 // ---- start ----
 
 #[test]
@@ -296,6 +340,32 @@ fn an_unverified_token_does_not_replace_a_working_one() {
     assert_eq!(rig.sees(), using("usable", "theirs", 2));
 }
 
+/// Asked about at once when the old token dies, and dead as well: the new credentials keep their exemption.
+#[test]
+fn an_unverified_token_that_is_dead_makes_way_for_a_mint() {
+    let mut rig = Rig::minting();
+    let _ = rig.on(minted("t1"));
+    let _ = rig.on(pair(B));
+    let _ = rig.on(Event::StoreAdopted(stored("theirs")));
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    let _ = rig.reject(1, FORBIDDEN);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), ["verify theirs"]);
+    assert_eq!(rig.on(candidate_is(ProbeResult::Dead)), ["mint with 2"]);
+}
+
+/// To ask about a token leaves none behind: the interval has no say.
+#[test]
+fn an_unverified_token_is_asked_about_within_the_interval() {
+    let mut rig = Rig::minting_with(Settings { max_age: Some(10 * MINUTE), ..settings() });
+    let _ = rig.on(minted("t1"));
+    rig.waits(10 * MINUTE, "mint with 1 in its turn");
+    let _ = rig.on(failed(MintFailure::Lost));
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
+    assert_eq!(rig.on(Event::StoreAdopted(stored("theirs"))), ["verify theirs"]);
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    rig.waits(Duration::from_millis(500), "verify theirs");
+}
+
 // ---- rejection ----
 
 /// C18, C19: an honest 403 is relayed; the next probe waits.
@@ -403,6 +473,21 @@ fn the_probe_of_a_replaced_token_says_nothing() {
     assert_eq!(rig.on(minted("t2")), ["supersede t1", "1: replay with 2"]);
     assert_eq!(rig.probed(1, ProbeResult::Dead), [""; 0]);
     assert_eq!(rig.sees(), using("usable", "t2", 2));
+    assert_eq!(rig.reject(2, FORBIDDEN), ["probe generation 2"]);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), [""; 0]);
+    assert_eq!(rig.sees(), using("probing", "t2", 2));
+}
+
+/// The death of a token does not cut short what a failed renewal asked for.
+#[test]
+fn a_dead_token_waits_for_the_backoff_of_its_renewal() {
+    let mut rig = Rig::minting_with(Settings { max_age: Some(2 * HOUR), ..settings() });
+    let _ = rig.on(minted("t1"));
+    rig.waits(2 * HOUR, "mint with 1 in its turn");
+    let _ = rig.on(failed(MintFailure::Retry { retry_after: Some(MINUTE) }));
+    let _ = rig.reject(1, FORBIDDEN);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), ["1: relay"]);
+    rig.waits(MINUTE, "mint with 1 in its turn");
 }
 
 // ---- rotation, renewal, refresh ----
@@ -459,7 +544,9 @@ fn a_token_of_replaced_credentials_is_used_only_in_need() {
     let mut rig = Rig::usable();
     let _ = rig.on(pair(B));
     let _ = rig.on(pair(A));
+    assert!(rig.machine.refers_to(B), "the mint in flight is theirs");
     assert_eq!(rig.on(minted("t2")), ["supersede t2"]);
+    assert!(!rig.machine.refers_to(B));
     assert_eq!(rig.sees(), using("usable", "t1", 1));
 
     let mut rig = Rig::minting();
@@ -519,6 +606,16 @@ fn b46_refresh_does_not_present_rejected_credentials_again() {
     assert_eq!(rig.on(pair(B)), ["mint with 2"], "other credentials are tried at once");
     let _ = rig.on(minted("t1"));
     assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2", "refresh begins"]);
+    let _ = rig.on(failed(MintFailure::Rejected));
+    rig.now += MINUTE;
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2", "refresh begins"], "the confirming try is due");
+}
+
+#[test]
+fn refresh_sets_the_backoff_aside() {
+    let mut rig = Rig::minting();
+    let _ = rig.on(failed(RETRY));
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
 }
 
 #[test]
@@ -565,6 +662,47 @@ fn c49_a_new_token_file_is_verified_while_the_old_one_works() {
     assert_eq!((rig.sees(), rig.machine.is_pending_rejected()), (using("usable", "f2", 2), false));
 }
 
+/// What was found about the old content says nothing about the new one.
+#[test]
+fn c49_the_verdict_on_a_replaced_token_file_is_dropped() {
+    for result in [ProbeResult::Dead, ProbeResult::Inconclusive] {
+        let mut rig = Rig::new(settings());
+        let _ = rig.on(token_file(A, "f1"));
+        assert_eq!(rig.on(token_file(B, "f2")), ["verify f2"]);
+        assert_eq!(rig.on(token_file(CredentialsId(3), "f3")), [""; 0]);
+        assert_eq!(rig.on(candidate_is(result)), ["verify f3"], "{result:?}");
+        assert_eq!((rig.sees(), rig.machine.is_pending_rejected()), (using("renewing", "f1", 1), false));
+    }
+}
+
+/// The old content dies before the new one could be asked about: it is asked about again at once, and used in doubt.
+#[test]
+fn c49_a_new_token_file_in_doubt_is_used_once_the_old_one_is_dead() {
+    let mut rig = Rig::new(settings());
+    let _ = rig.on(token_file(A, "f1"));
+    let _ = rig.on(token_file(B, "f2"));
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    assert_eq!(rig.sees(), using("usable", "f1", 1));
+    let _ = rig.reject(1, FORBIDDEN);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), ["verify f2"]);
+    assert_eq!(rig.on(candidate_is(ProbeResult::Inconclusive)), ["bury f1", "1: replay with 2"]);
+    assert_eq!(rig.sees(), using("usable", "f2", 2));
+}
+
+/// A new content that was found dead stays what it is when the old one dies too.
+#[test]
+fn c49_a_rejected_token_file_keeps_its_pace() {
+    let mut rig = Rig::new(settings());
+    let _ = rig.on(token_file(A, "f1"));
+    let _ = rig.on(token_file(B, "f2"));
+    let _ = rig.on(candidate_is(ProbeResult::Dead));
+    let _ = rig.reject(1, FORBIDDEN);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), ["1: relay"]);
+    rig.waits(MINUTE, "verify f2");
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    assert_eq!(rig.sees(), ("token_rejected", None, 1));
+}
+
 #[test]
 fn from_a_pair_to_a_token_file_and_back() {
     let mut rig = Rig::usable();
@@ -588,6 +726,9 @@ fn c43_shutdown_answers_the_waiters_and_takes_the_mint_in_flight() {
     assert_eq!(rig.sees(), using("usable", "t2", 2));
     assert_eq!(rig.on(pair(B)), [""; 0]);
     assert_eq!(rig.on(Event::RefreshRequested), ["the proxy is stopping"]);
+
+    let mut rig = Rig::probing();
+    assert_eq!(rig.on(Event::Shutdown), ["1: relay"]);
 
     let mut rig = Rig::minting();
     let _ = rig.on(Event::Shutdown);
