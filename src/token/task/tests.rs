@@ -1,6 +1,7 @@
 //! The task against a scripted upstream and a scripted store, on paused time.
 
 mod script;
+mod simulation;
 
 use std::future::Future;
 
