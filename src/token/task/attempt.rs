@@ -137,7 +137,9 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
 
     stored.attempts.retain(|attempt| age(*attempt, today) < BUDGET_WINDOW);
     stored.attempts.push(today);
-    let is_written = save(&*store, pair, &stored, &order).await;
+    // An operator's mint may pass by what other processes did; it does not make that known to the next one of its own accord.
+    let passed_by = is_unseen && order.pause_after == PauseAfter::None;
+    let is_written = save(&*store, pair, &stored, &order, passed_by).await;
 
     let display = upstream.display();
     order.sent.replace(Some(display.name.clone()));
@@ -154,7 +156,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     if let Outcome::Minted(Minted { token, id, name }) = &outcome {
         stored.token = Some(StoredToken { token: token.clone(), id: id.clone(), name: name.clone(), created: today });
     }
-    if !save(&*store, pair, &stored, &order).await && !is_written && outcome.may_have_left_a_token() {
+    if !save(&*store, pair, &stored, &order, passed_by).await && !is_written && outcome.may_have_left_a_token() {
         let unsaved = &mut order.seen.borrow_mut().unsaved;
         unsaved.retain(|at| at.elapsed() < BUDGET_WINDOW);
         unsaved.push(Instant::now());
@@ -202,12 +204,16 @@ async fn load<S: TokenStore>(store: &S, pair: &Pair, trouble: &StoreTrouble) -> 
     })
 }
 
-/// Whether it worked. Then it is what this process last saw, and holds all that it had to put there.
-async fn save<S: TokenStore>(store: &S, pair: &Pair, stored: &Contents, order: &Order) -> bool {
+/// Whether it worked. Then it holds all that this process had to put there, and is what it last saw; except for the attempts that were `passed_by`.
+async fn save<S: TokenStore>(store: &S, pair: &Pair, stored: &Contents, order: &Order, passed_by: bool) -> bool {
     match store.save(stored.clone(), pair).await {
         Ok(()) => {
             let mut seen = order.seen.borrow_mut();
-            seen.look(stored);
+            if passed_by {
+                seen.look_at_token(stored);
+            } else {
+                seen.look(stored);
+            }
             seen.unsaved.clear();
             true
         }
