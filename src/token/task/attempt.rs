@@ -130,7 +130,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
         return Attempted::Adopted(theirs);
     }
     let is_unseen = stored.attempts.iter().max() != order.seen.borrow().attempt.as_ref();
-    stored.attempts.extend(order.seen.borrow().unsaved.iter().filter_map(|at| today.checked_sub(at.elapsed())));
+    stored.attempts.extend(order.seen.borrow().unsaved.iter().filter_map(|at| today.checked_sub(now.saturating_duration_since(*at))));
     if let Some(wait) = held_back(&order, &stored, is_unseen, now, today) {
         return Attempted::Deferred(wait);
     }
