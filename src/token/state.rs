@@ -19,12 +19,12 @@
 //! | event ↓ acquiring → | `Idle` | `ReadingStore` | `Minting` | `Verifying` |
 //! |---|---|---|---|---|
 //! | wanted and allowed (checked after every event) | first pair: read the store; pair: mint; token file: verify | – | – | – |
-//! | store read | – | token found: → `Verifying`; else → `Idle` | – | – |
+//! | store read | – | token found: → `Verifying`; else → `Idle`. A mint was tried since that token, or without one: the pair is not new | – | – |
 //! | minted | – | – | → `Idle`, use it | – |
 //! | mint failed | – | – | → `Idle`, paced by the failure's kind | – |
 //! | another process minted | – | – | → `Verifying` | – |
 //! | candidate alive | – | – | – | → `Idle`, use it |
-//! | candidate dead | – | – | – | → `Idle`; a token file's is paced as rejected; a pair that never had a token counts as new |
+//! | candidate dead | – | – | – | → `Idle`; a token file's is paced as rejected |
 //! | candidate inconclusive | – | – | – | → `Idle`; use it unless a usable token is held, which then stays; verify again |
 //! | other credentials | start afresh | result is read again | the result may still serve | the result may still serve |
 //! | refresh requested | mint within the budget and unless the credentials were rejected, else refuse | join | join | join |
@@ -53,7 +53,8 @@ use crate::config;
 use crate::token::{RefreshRefused, Verdict};
 
 pub use event::{
-    Action, Candidate, Credentials, CredentialsId, Event, MintFailure, ProbeResult, Rejection, Subject, Ticket, TokenRecord, TokenSource,
+    Action, Candidate, Credentials, CredentialsId, Event, MintFailure, PauseAfter, ProbeResult, Rejection, Subject, Ticket, TokenRecord,
+    TokenSource,
 };
 pub use pacing::{BUDGET_WINDOW, HeldBackBy, Jitter, MintLimits, MintLog};
 pub use view::Situation;
@@ -127,7 +128,7 @@ impl Machine {
         let mut actions = Vec::new();
         match event {
             Event::CredentialsChanged(credentials) => self.credentials_changed(credentials, &mut actions),
-            Event::StoreRead { token, attempt_ages } => self.store_read(token, &attempt_ages, now, &mut actions),
+            Event::StoreRead { token, attempt_ages, tried_since } => self.store_read(token, &attempt_ages, tried_since, now, &mut actions),
             Event::Minted(token) => self.minted(&token, now, &mut actions),
             Event::MintFailed(failure) => self.mint_failed(failure, now, jitter),
             Event::StoreAdopted(candidate) => self.store_adopted(candidate, &mut actions),
@@ -177,7 +178,8 @@ impl Machine {
                         self.verify(candidate, id, actions);
                     }
                 } else if self.pacing.mint_allowed(now) <= now {
-                    self.mint(id, self.pacing.interval_applies(), actions);
+                    let pause_after = if self.pacing.interval_applies() { PauseAfter::All } else { PauseAfter::Unseen };
+                    self.mint(id, pause_after, actions);
                 }
             }
         }
@@ -191,9 +193,9 @@ impl Machine {
         }
     }
 
-    fn mint(&mut self, credentials: CredentialsId, interval_applies: bool, actions: &mut Vec<Action>) {
+    fn mint(&mut self, credentials: CredentialsId, pause_after: PauseAfter, actions: &mut Vec<Action>) {
         self.acquiring = Acquiring::Minting(credentials);
-        actions.push(Action::Mint { credentials, interval_applies });
+        actions.push(Action::Mint { credentials, pause_after });
     }
 
     fn verify(&mut self, candidate: Candidate, by: CredentialsId, actions: &mut Vec<Action>) {
@@ -221,7 +223,14 @@ impl Machine {
         }
     }
 
-    fn store_read(&mut self, token: Option<Candidate>, attempt_ages: &[Duration], now: Instant, actions: &mut Vec<Action>) {
+    fn store_read(
+        &mut self,
+        token: Option<Candidate>,
+        attempt_ages: &[Duration],
+        tried_since: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let Acquiring::ReadingStore(by) = self.acquiring else { return };
         self.acquiring = Acquiring::Idle;
         self.pacing.log = MintLog::from_ages(self.settings.limits, attempt_ages, now);
@@ -229,8 +238,9 @@ impl Machine {
             return; // read with other credentials, it shows another token: `proceed` reads it again
         }
         self.store_was_read = true;
-        // These are the credentials of the attempts that the store remembers, as far as anyone can tell: not new ones.
-        if !attempt_ages.is_empty() {
+        // As far as anyone can tell, these are the credentials of the attempts that the store remembers: not new ones. Only a token in it can show
+        // otherwise, by being dead; not if somebody tried since it was made, else a crash loop beside a dead token would never pause.
+        if !attempt_ages.is_empty() && (token.is_none() || tried_since) {
             self.pacing.spend_exemption();
         }
         if let Some(candidate) = token
@@ -287,9 +297,6 @@ impl Machine {
             ProbeResult::Dead => {
                 if matches!(self.credentials, Credentials::FixedToken(..)) {
                     self.pacing.rejected(now);
-                } else if self.holding.held().is_none() {
-                    // The store's token was most likely minted with other credentials, so these are new after all; the budget holds.
-                    self.pacing.grant_exemption();
                 }
             }
             // In doubt a token in hand is used, unless one is in use that works, or this is the content of a token file that was found dead before.
@@ -298,6 +305,8 @@ impl Machine {
                 if self.holding.usable().is_some() || (candidate.token.source == TokenSource::TokenFile && found_dead) {
                     self.verify_later(candidate, now, jitter);
                 } else {
+                    // In doubt the credentials are not new either.
+                    self.pacing.spend_exemption();
                     self.switch_to(&candidate.token, by, self.renew_at(&candidate, now), actions);
                 }
             }
@@ -341,7 +350,9 @@ impl Machine {
             Holding::Usable(old) | Holding::Probing(old) => (old, false),
             Holding::Dead { held: old, proven } => (old, proven),
         };
-        if old.token.authorization != token.authorization {
+        // The same token can read differently with other credentials.
+        let is_same = old.token.authorization == token.authorization || (token.name.is_some() && old.token.name == token.name);
+        if !is_same {
             actions.push(Action::Supersede { token: old.token, proven_dead });
         }
     }
@@ -371,7 +382,7 @@ impl Machine {
         if allowed > now {
             return Err(RefreshRefused::TooMany { retry_after: allowed - now });
         }
-        self.mint(id, false, actions);
+        self.mint(id, PauseAfter::None, actions);
         Ok(())
     }
 

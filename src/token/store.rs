@@ -42,8 +42,15 @@ pub struct Contents {
     /// The token last minted. Whether it is alive, and belongs to these credentials at all, only the upstream can tell (see the module `mask`): probe it
     /// before its first use. Whether it is another one than that in hand is told by its name: loaded with other credentials, the same one looks different.
     pub token: Option<StoredToken>,
-    /// When mints were attempted that may have left a token behind, within the last [`ATTEMPTS_SPAN`], oldest first. None lies in the future.
+    /// When mints were attempted that may have left a token behind, within the last [`ATTEMPTS_SPAN`], oldest first. They may lie in the future, where the
+    /// wall clock was set back since; the next save moves them into the present.
     pub attempts: Vec<SystemTime>,
+}
+
+/// What is kept of a time.
+pub fn to_the_millisecond(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + since - Duration::from_nanos(u64::from(since.subsec_nanos() % 1_000_000))
 }
 
 /// A token as it is stored.
@@ -60,12 +67,33 @@ pub struct StoredToken {
 }
 
 impl Contents {
-    /// Drops attempts that no longer count, and moves those into the present that a wrong clock put into the future.
-    fn prune(mut self, now: SystemTime) -> Self {
-        for attempt in &mut self.attempts {
-            *attempt = (*attempt).min(now);
+    /// Drops attempts that no longer count.
+    pub(super) fn forget_old(mut self, now: SystemTime) -> Self {
+        self.attempts.retain(|attempt| now.duration_since(*attempt).map_or(true, |age| age < ATTEMPTS_SPAN));
+        self
+    }
+
+    /// Whether a mint was attempted after the token was made.
+    pub fn tried_since_token(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| self.attempts.iter().any(|attempt| *attempt > token.created))
+    }
+
+    /// Whether a wrong clock put something into the future.
+    pub(super) fn lies_ahead_of(&self, now: SystemTime) -> bool {
+        self.attempts.iter().chain(self.token.iter().map(|token| &token.created)).any(|at| *at > now)
+    }
+
+    /// What is written: without attempts that no longer count, and with everything moved into the present that a wrong clock put into the future.
+    pub(super) fn prune(mut self, now: SystemTime) -> Self {
+        self = self.forget_old(now);
+        let tried_since = self.tried_since_token();
+        for at in self.attempts.iter_mut().chain(self.token.iter_mut().map(|token| &mut token.created)) {
+            *at = to_the_millisecond((*at).min(now));
         }
-        self.attempts.retain(|attempt| now.duration_since(*attempt).is_ok_and(|age| age < ATTEMPTS_SPAN));
+        if tried_since && let Some(token) = &mut self.token {
+            // In the present all are alike; which came first is kept.
+            token.created = token.created.min(to_the_millisecond(now) - Duration::from_millis(1));
+        }
         self.attempts.sort_unstable();
         let superfluous = self.attempts.len().saturating_sub(MAX_ATTEMPTS);
         self.attempts.drain(..superfluous);
@@ -289,6 +317,15 @@ mod tests {
             vec![now + ATTEMPTS_SPAN * 9000, now - second, now - ATTEMPTS_SPAN, now - ATTEMPTS_SPAN + second, SystemTime::UNIX_EPOCH];
         let pruned = Contents { token: None, attempts }.prune(now);
         assert_eq!(pruned.attempts, [now - ATTEMPTS_SPAN + second, now - second, now]);
+        let raw = Contents { token: None, attempts: vec![now + second] };
+        assert!(raw.lies_ahead_of(now) && raw.clone().forget_old(now) == raw && !raw.prune(now).lies_ahead_of(now));
+        // What came first is kept where all is moved to one instant.
+        let mut ahead = contents();
+        ahead.token.as_mut().unwrap().created = now + second;
+        ahead.attempts = vec![now + second];
+        assert!(!ahead.clone().prune(now).tried_since_token(), "its own attempt");
+        ahead.attempts.push(now + 2 * second);
+        assert!(ahead.prune(now).tried_since_token());
         let many = Contents { token: None, attempts: vec![now; MAX_ATTEMPTS + 5] }.prune(now);
         assert_eq!(many.attempts.len(), MAX_ATTEMPTS);
     }

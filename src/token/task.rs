@@ -12,7 +12,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::pending;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ use crate::credentials::{Loaded, Pair};
 use crate::metrics::TokenMetrics;
 use crate::secret::AuthorizationValue;
 
-use attempt::{Attempted, Order, Wall, attempt, read};
+use attempt::{Attempted, Order, Seen, Wall, attempt, read};
 use identities::Identities;
 use report::{Repetition, Report, StoreTrouble};
 use revocation::Revoker;
@@ -133,7 +133,8 @@ fn start_at<U: Upstream, S: TokenStore>(
         reload_credentials: Box::new(reload_credentials),
         acquisition: Slot::empty(),
         probe: Slot::empty(),
-        last_stored: None,
+        in_force: Rc::default(),
+        seen: Rc::default(),
         mint_sent: Rc::default(),
         publish,
         report,
@@ -165,8 +166,10 @@ struct Task<U, S> {
     /// The probe of the token in use.
     probe: Slot<(u64, ProbeOutcome)>,
     revoker: Revoker<U>,
-    /// Name of the token that this process last saw in the store.
-    last_stored: Option<String>,
+    /// The credentials that the machine goes by, for attempts under way.
+    in_force: Rc<Cell<Option<CredentialsId>>>,
+    /// What this process knows of the store's content.
+    seen: Rc<RefCell<Seen>>,
     /// Name of the mint that was sent and has no reply yet.
     mint_sent: Rc<RefCell<Option<String>>>,
 
@@ -186,7 +189,7 @@ struct Task<U, S> {
 enum Acquired {
     Read(Contents),
     Attempted(Attempted),
-    Verified(ProbeOutcome),
+    Verified(Arc<TokenRecord>, ProbeOutcome),
 }
 
 impl<U: Upstream, S: TokenStore> Task<U, S> {
@@ -198,16 +201,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
             let now = Instant::now();
             let (deadline, budget_grows) = (self.machine.deadline(now), self.machine.budget_grows(now));
             // Whichever branch wins, the others lose nothing: channels keep what was sent, the slots and the revoker keep their futures, and the instants
-            // are reckoned anew.
+            // are reckoned anew. In order, so that a flood of rejections does not delay what ends it; the runtime's own choice would also make no two
+            // runs of the simulation the same.
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(Command::Reject { generation, rejection, answer }) => self.rejected(generation, rejection, answer),
-                    Some(Command::Refresh(answer)) => {
-                        self.refresh = Some(answer);
-                        self.step(Event::RefreshRequested);
-                    }
-                    Some(Command::Shutdown) | None => break,
-                },
+                biased;
                 changed = credentials.changed(), if credentials_may_change => match changed {
                     Ok(()) => {
                         let loaded = credentials.borrow_and_update().clone();
@@ -220,6 +217,14 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 () = until(deadline) => self.step(Event::TimerFired),
                 () = until(budget_grows) => self.report.publish(&self.machine, Instant::now()),
                 never = self.revoker.run() => match never {},
+                command = commands.recv() => match command {
+                    Some(Command::Reject { generation, rejection, answer }) => self.rejected(generation, rejection, answer),
+                    Some(Command::Refresh(answer)) => {
+                        self.refresh = Some(answer);
+                        self.step(Event::RefreshRequested);
+                    }
+                    Some(Command::Shutdown) | None => break,
+                },
             }
         }
         self.stop().await;
@@ -252,6 +257,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     fn step(&mut self, event: Event) {
         let now = Instant::now();
         let actions = self.machine.step(event, now, Jitter::new(self.random.f64()));
+        self.in_force.set(self.machine.credentials());
+        if let Some(token) = self.machine.token() {
+            self.seen.borrow_mut().known(token);
+        }
         self.identities.keep(|id| self.machine.refers_to(id));
         // Before anybody is answered: who is told to replay with a token finds it in use.
         self.publish_availability(now);
@@ -296,15 +305,18 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
     fn perform(&mut self, action: Action) {
         match action {
             Action::ReadStore(credentials) => {
-                let (store, pair, trouble) = (Rc::clone(&self.store), self.pair(credentials), self.trouble.clone());
-                self.acquisition.fill(async move { Acquired::Read(read(store, &pair, trouble).await) });
+                let (store, pair, wall) = (Rc::clone(&self.store), self.pair(credentials), Rc::clone(&self.wall));
+                let (seen, trouble) = (Rc::clone(&self.seen), self.trouble.clone());
+                self.acquisition.fill(async move { Acquired::Read(read(store, &pair, wall, seen, trouble).await) });
             }
-            Action::Mint { credentials, interval_applies } => {
+            Action::Mint { credentials, pause_after } => {
                 let (upstream, store, pair) = (Rc::clone(&self.upstream), Rc::clone(&self.store), self.pair(credentials));
                 let order = Order {
                     limits: self.settings.limits,
-                    interval_applies,
-                    last_stored: self.last_stored.clone(),
+                    credentials,
+                    in_force: Rc::clone(&self.in_force),
+                    pause_after,
+                    seen: Rc::clone(&self.seen),
                     wall: Rc::clone(&self.wall),
                     trouble: self.trouble.clone(),
                     sent: Rc::clone(&self.mint_sent),
@@ -313,7 +325,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
             }
             Action::Probe(Subject::Candidate, token) => {
                 let upstream = Rc::clone(&self.upstream);
-                self.acquisition.fill(async move { Acquired::Verified(upstream.probe(&token.authorization).await) });
+                self.acquisition.fill(async move {
+                    let outcome = upstream.probe(&token.authorization).await;
+                    Acquired::Verified(token, outcome)
+                });
             }
             Action::Probe(Subject::InUse(generation), token) => {
                 let upstream = Rc::clone(&self.upstream);

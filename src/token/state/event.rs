@@ -172,6 +172,8 @@ pub enum Event {
         token: Option<Candidate>,
         /// How long ago each remembered attempt was made that may have left a token behind.
         attempt_ages: Vec<Duration>,
+        /// Whether one of them was made after that token.
+        tried_since: bool,
     },
     /// [`Action::Mint`] ended well.
     Minted(Arc<TokenRecord>),
@@ -198,6 +200,18 @@ pub enum Event {
     Shutdown,
 }
 
+/// After which of the earlier attempts that a store remembers `token.min_mint_interval` holds a mint back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseAfter {
+    /// After each.
+    All,
+    /// The credentials are new: only after those that this process has not seen yet. Another process made them since, most likely with the same new
+    /// credentials, and so was the first with them.
+    Unseen,
+    /// After none: an operator asked.
+    None,
+}
+
 /// What is to be done. [`Action::ReadStore`], [`Action::Mint`] and the probe of a candidate are one at a time, all three together; the probe of the
 /// token in use is apart, and a new one replaces an unfinished one.
 #[derive(Debug, Clone)]
@@ -208,8 +222,8 @@ pub enum Action {
     Mint {
         /// Names the pair.
         credentials: CredentialsId,
-        /// Whether `token.min_mint_interval` holds for this one, where the store's history is asked.
-        interval_applies: bool,
+        /// What the store's history has to say.
+        pause_after: PauseAfter,
     },
     /// Ask `token.probe_path` with this token.
     Probe(Subject, Arc<TokenRecord>),

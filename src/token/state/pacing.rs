@@ -150,11 +150,6 @@ impl Pacing {
         self.start_afresh(false);
     }
 
-    /// The credentials turned out to be new: the next mint need not wait for the interval.
-    pub(super) fn grant_exemption(&mut self) {
-        self.exempt = true;
-    }
-
     /// The exemption of new credentials is used up.
     pub(super) fn spend_exemption(&mut self) {
         self.exempt = false;

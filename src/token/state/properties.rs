@@ -87,6 +87,8 @@ struct World {
     credentials: u8,
 
     stored: Option<Arc<TokenRecord>>,
+    /// How many attempts were counted when it was stored, its own included.
+    counted_when_stored: usize,
     /// When each mint was sent that may have left a token behind.
     counted: Vec<Instant>,
     /// Of the mint under way or the last one.
@@ -101,6 +103,8 @@ struct World {
     tickets: u64,
     /// The interval does not hold for the next mint.
     exempt: bool,
+    /// Nor if the stored token is dead: nobody tried since it was made, so perhaps it is of other credentials.
+    perhaps_new: bool,
 }
 
 impl World {
@@ -118,6 +122,7 @@ impl World {
             good_tokens: (3..5).map(file_token).collect(),
             credentials: 0,
             stored: None,
+            counted_when_stored: 0,
             counted: Vec::new(),
             minted_at: now,
             acquisition: None,
@@ -128,6 +133,7 @@ impl World {
             generations: HashMap::new(),
             tickets: 0,
             exempt: false,
+            perhaps_new: false,
         };
         world.step(credentials(0));
         world
@@ -157,13 +163,13 @@ impl World {
     fn perform(&mut self, action: Action) {
         match action {
             Action::ReadStore(_) => self.begin(UnderWay::ReadStore),
-            Action::Mint { credentials, interval_applies } => {
+            Action::Mint { credentials, pause_after } => {
                 let hour_ago = |at: &&Instant| self.now < **at + BUDGET_WINDOW;
                 let within_the_hour = self.counted.iter().filter(hour_ago).count();
                 assert!(within_the_hour < BUDGET as usize, "the budget is kept");
                 let interval_is_over = self.counted.last().is_none_or(|last| *last + INTERVAL <= self.now);
                 assert!(
-                    interval_is_over || (self.exempt && !interval_applies),
+                    interval_is_over || ((self.exempt || self.perhaps_new) && pause_after != PauseAfter::All),
                     "only new credentials and operators set the interval aside"
                 );
                 self.minted_at = self.now;
@@ -275,17 +281,18 @@ impl World {
             UnderWay::Mint(by) => self.mint_ends(by),
             UnderWay::Verify(token) => {
                 let result = self.ask_about(&token);
-                // A dead token in the store of a process that had none yet: its credentials count as new.
-                self.exempt |= result == ProbeResult::Dead && self.machine.generation() == 0;
+                self.perhaps_new &= result == ProbeResult::Dead;
                 Event::Probed(Subject::Candidate, result)
             }
         };
         self.step(event);
     }
 
-    fn read_store(&self) -> Event {
+    fn read_store(&mut self) -> Event {
+        let tried_since = self.stored.is_some() && self.counted.len() > self.counted_when_stored;
+        self.perhaps_new = self.stored.is_some() && !tried_since;
         let token = self.stored.clone().map(|token| Candidate { token, age: Duration::ZERO });
-        Event::StoreRead { token, attempt_ages: self.counted.iter().map(|at| self.now - *at).collect() }
+        Event::StoreRead { token, attempt_ages: self.counted.iter().map(|at| self.now - *at).collect(), tried_since }
     }
 
     fn mint_ends(&mut self, by: CredentialsId) -> Event {
@@ -297,6 +304,7 @@ impl World {
                 self.good_tokens.insert(name.clone());
                 let token = record(&name, TokenSource::Minted);
                 self.stored = Some(record(&name, TokenSource::Store));
+                self.counted_when_stored = self.counted.len();
                 return Event::Minted(token);
             }
             Weather::Fine => MintFailure::Rejected,
@@ -315,6 +323,7 @@ impl World {
         self.counted.push(self.minted_at);
         // The attempt of replaced credentials is not the first one of the new ones.
         self.exempt &= by.0 != u64::from(self.credentials);
+        self.perhaps_new = false;
     }
 
     fn ask_about(&self, token: &TokenRecord) -> ProbeResult {
@@ -365,6 +374,7 @@ impl World {
         // What is known to be dead dies with the process; the stored token is asked about again.
         self.known_dead.clear();
         self.exempt = false;
+        self.perhaps_new = false;
         self.step(credentials(self.credentials));
     }
 

@@ -68,7 +68,7 @@ impl Rig {
     fn minting_with(settings: Settings) -> Self {
         let mut rig = Self::new(settings);
         assert_eq!(rig.on(pair(A)), ["read store with 1"]);
-        assert_eq!(rig.on(Event::StoreRead { token: None, attempt_ages: vec![] }), ["mint with 1"]);
+        assert_eq!(rig.on(Event::StoreRead { token: None, attempt_ages: vec![], tried_since: false }), ["mint with 1"]);
         rig
     }
 
@@ -137,8 +137,9 @@ fn words(action: &Action) -> String {
     let name = |token: &TokenRecord| token.name.clone().unwrap();
     match action {
         Action::ReadStore(id) => format!("read store with {}", id.0),
-        Action::Mint { credentials, interval_applies: true } => format!("mint with {} in its turn", credentials.0),
-        Action::Mint { credentials, interval_applies: false } => format!("mint with {}", credentials.0),
+        Action::Mint { credentials, pause_after: PauseAfter::All } => format!("mint with {} in its turn", credentials.0),
+        Action::Mint { credentials, pause_after: PauseAfter::Unseen } => format!("mint with {}", credentials.0),
+        Action::Mint { credentials, pause_after: PauseAfter::None } => format!("mint with {} as asked", credentials.0),
         Action::Probe(Subject::InUse(generation), _) => format!("probe generation {generation}"),
         Action::Probe(Subject::Candidate, token) => format!("verify {}", name(token)),
         Action::Answer(ticket, Verdict::Relay) => format!("{}: relay", ticket.0),
@@ -165,7 +166,7 @@ fn what_can_be_seen_follows_from_the_state() {
     let mut rig = Rig::new(settings());
     assert_eq!(seen(&rig), ("waiting_for_credentials", false, false, false));
     let _ = rig.on(pair(A));
-    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![] });
+    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![], tried_since: false });
     assert_eq!(seen(&rig), ("verifying", false, true, false));
     let _ = rig.on(candidate_is(ProbeResult::Alive));
     assert_eq!(seen(&rig), ("usable", false, false, false));
@@ -216,7 +217,7 @@ fn c10_a_stored_token_is_verified_then_used() {
     for result in [ProbeResult::Alive, ProbeResult::Inconclusive] {
         let mut rig = Rig::new(settings());
         let _ = rig.on(pair(A));
-        let read = Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![SECOND] };
+        let read = Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![SECOND], tried_since: false };
         assert_eq!(rig.on(read), ["verify s"]);
         assert_eq!(rig.sees(), ("verifying", None, 0));
         assert_eq!(rig.on(candidate_is(result)), [""; 0]);
@@ -230,9 +231,44 @@ fn c10_a_stored_token_is_verified_then_used() {
 fn c30_a_dead_stored_token_makes_way_for_a_mint() {
     let mut rig = Rig::new(settings());
     let _ = rig.on(pair(A));
-    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![20 * SECOND] });
+    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![20 * SECOND], tried_since: false });
     // It was minted with other credentials, as far as anyone can tell: these are new ones, whatever the store remembers.
     assert_eq!(rig.on(candidate_is(ProbeResult::Dead)), ["mint with 1"]);
+}
+
+/// C10: they are new for one attempt alone, and not at all where the token could not be asked about: else a crash loop beside a dead token never paused.
+#[test]
+fn c10_a_dead_stored_token_sets_the_interval_aside_once() {
+    let read = |tried_since| Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![20 * SECOND], tried_since };
+    let mut rig = Rig::new(settings());
+    let _ = rig.on(pair(A));
+    let _ = rig.on(read(true));
+    assert_eq!(rig.on(candidate_is(ProbeResult::Dead)), [""; 0]);
+    rig.waits(40 * SECOND, "mint with 1 in its turn");
+
+    let mut rig = Rig::new(settings());
+    let _ = rig.on(pair(A));
+    let _ = rig.on(read(false));
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    let _ = rig.reject(1, Rejection::Unauthorized);
+    assert_eq!(rig.probed(1, ProbeResult::Dead), ["1: relay"]);
+    rig.waits(40 * SECOND, "mint with 1 in its turn");
+}
+
+/// A stored token that was used in doubt, and reads differently with the right credentials, is one token still: it is not superseded by itself.
+#[test]
+fn c30_another_reading_of_a_token_does_not_supersede_it() {
+    let mut rig = Rig::new(settings());
+    let _ = rig.on(pair(A));
+    let _ = rig.on(Event::StoreRead { token: Some(stored("s")), attempt_ages: vec![], tried_since: false });
+    let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
+    assert_eq!(rig.on(pair(B)), ["mint with 2"]);
+    let TokenRecord { created, source, .. } = *token("s", TokenSource::Store);
+    let authorization = AuthorizationValue::new(&Token::new("its-right-reading".to_owned()).unwrap());
+    let right = Arc::new(TokenRecord { authorization, id: None, name: Some("s".to_owned()), created, source });
+    assert_eq!(rig.on(Event::StoreAdopted(Candidate { token: right, age: Duration::ZERO })), ["verify s"]);
+    assert_eq!(rig.on(candidate_is(ProbeResult::Alive)), [""; 0]);
+    assert_eq!(rig.sees(), using("usable", "s", 2));
 }
 
 /// A crash loop with a store stays inside the budget.
@@ -241,7 +277,7 @@ fn c10_the_budget_survives_a_restart() {
     let mut rig = Rig::new(settings());
     let _ = rig.on(pair(A));
     let ages = [10, 20, 50].map(|minutes| minutes * MINUTE).to_vec();
-    assert_eq!(rig.on(Event::StoreRead { token: None, attempt_ages: ages }), [""; 0]);
+    assert_eq!(rig.on(Event::StoreRead { token: None, attempt_ages: ages, tried_since: false }), [""; 0]);
     assert_eq!((rig.machine.held_back_by(rig.now), rig.machine.mints_left(rig.now)), (Some(HeldBackBy::Budget), 0));
     rig.waits(10 * MINUTE, "mint with 1 in its turn");
 }
@@ -251,7 +287,10 @@ fn a_store_read_with_replaced_credentials_is_read_again() {
     let mut rig = Rig::new(settings());
     let _ = rig.on(pair(A));
     assert_eq!(rig.on(pair(B)), [""; 0]);
-    assert_eq!(rig.on(Event::StoreRead { token: Some(stored("garbage")), attempt_ages: vec![] }), ["read store with 2"]);
+    assert_eq!(
+        rig.on(Event::StoreRead { token: Some(stored("garbage")), attempt_ages: vec![], tried_since: false }),
+        ["read store with 2"]
+    );
 }
 
 // ---- mint ----
@@ -577,7 +616,7 @@ fn a_token_over_max_age_is_renewed_while_it_serves() {
     let mut old = Rig::new(Settings { max_age: Some(10 * MINUTE), ..settings() });
     let _ = old.on(pair(A));
     let token = Candidate { age: 8 * MINUTE, ..stored("s") };
-    let _ = old.on(Event::StoreRead { token: Some(token), attempt_ages: vec![8 * MINUTE] });
+    let _ = old.on(Event::StoreRead { token: Some(token), attempt_ages: vec![8 * MINUTE], tried_since: false });
     let _ = old.on(candidate_is(ProbeResult::Alive));
     old.waits(2 * MINUTE, "mint with 1 in its turn");
 }
@@ -588,7 +627,7 @@ fn refresh_sets_the_interval_aside_but_not_the_budget() {
     assert_eq!(rig.on(Event::RefreshRequested), ["refresh begins"], "joins the mint in flight");
     let _ = rig.on(minted("t1"));
     for name in ["t2", "t3"] {
-        assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
+        assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1 as asked", "refresh begins"]);
         let _ = rig.on(minted(name));
     }
     rig.now += MINUTE;
@@ -605,17 +644,17 @@ fn b46_refresh_does_not_present_rejected_credentials_again() {
     assert_eq!(rig.on(Event::RefreshRequested), ["rejected for 30 s"]);
     assert_eq!(rig.on(pair(B)), ["mint with 2"], "other credentials are tried at once");
     let _ = rig.on(minted("t1"));
-    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2", "refresh begins"]);
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2 as asked", "refresh begins"]);
     let _ = rig.on(failed(MintFailure::Rejected));
     rig.now += MINUTE;
-    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2", "refresh begins"], "the confirming try is due");
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 2 as asked", "refresh begins"], "the confirming try is due");
 }
 
 #[test]
 fn refresh_sets_the_backoff_aside() {
     let mut rig = Rig::minting();
     let _ = rig.on(failed(RETRY));
-    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1 as asked", "refresh begins"]);
 }
 
 #[test]
@@ -745,7 +784,7 @@ fn stray_events_change_nothing() {
         failed(MintFailure::Rejected),
         candidate_is(ProbeResult::Alive),
         Event::StoreAdopted(stored("x")),
-        Event::StoreRead { token: Some(stored("x")), attempt_ages: vec![SECOND; 9] },
+        Event::StoreRead { token: Some(stored("x")), attempt_ages: vec![SECOND; 9], tried_since: false },
         Event::Probed(Subject::InUse(1), ProbeResult::Dead),
         Event::TimerFired,
     ] {

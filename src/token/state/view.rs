@@ -94,6 +94,11 @@ impl Machine {
         }
     }
 
+    /// The credentials in force.
+    pub fn credentials(&self) -> Option<CredentialsId> {
+        self.credentials.id()
+    }
+
     /// The present token, dead or not.
     pub fn token(&self) -> Option<&Arc<TokenRecord>> {
         self.holding.held().map(|held| &held.token)

@@ -52,7 +52,7 @@ impl FileStore {
         }
         let token = payload.token.map(|token| self.unmask(token, pair)).transpose().map_err(failed)?;
         let attempts = payload.attempts_unix_ms.into_iter().map(from_unix_ms).collect();
-        Ok(Contents { token, attempts }.prune(now))
+        Ok(Contents { token, attempts }.forget_old(now))
     }
 
     pub(super) fn save(&self, contents: Contents, pair: &Pair, now: SystemTime) -> Result<(), StoreError> {

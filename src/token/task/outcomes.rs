@@ -25,6 +25,9 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         let (generation, outcome) =
             probed.unwrap_or_else(|Panicked| (self.machine.generation(), ProbeOutcome::Inconclusive(FAULT.to_owned())));
         let result = self.probe_result(outcome, "the token in use");
+        if let (ProbeResult::Alive, Some(token)) = (result, self.machine.token().filter(|_| generation == self.machine.generation())) {
+            self.seen.borrow_mut().proven(token);
+        }
         self.step(Event::Probed(Subject::InUse(generation), result));
     }
 
@@ -57,14 +60,19 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 self.report.facts.failure = Some("other processes that share the token store minted lately".to_owned());
                 Event::MintFailed(MintFailure::Deferred { wait })
             }
+            // The machine begins anew with those in force.
+            Ok(Acquired::Attempted(Attempted::Outdated)) => Event::MintFailed(MintFailure::Deferred { wait: Duration::ZERO }),
             Ok(Acquired::Attempted(Attempted::LockBusy)) => {
                 self.failed("another process holds the token store's lock".to_owned());
                 Event::MintFailed(MintFailure::Retry { retry_after: None })
             }
-            Ok(Acquired::Verified(outcome)) => {
+            Ok(Acquired::Verified(token, outcome)) => {
                 match &outcome {
-                    ProbeOutcome::Alive => self.succeeded(),
-                    ProbeOutcome::Dead => {}
+                    ProbeOutcome::Alive => {
+                        self.succeeded();
+                        self.seen.borrow_mut().proven(&token);
+                    }
+                    ProbeOutcome::Dead => self.seen.borrow_mut().known(&token),
                     ProbeOutcome::Inconclusive(reason) => {
                         self.report.facts.failure = Some(format!("a token could not be verified: {reason}"));
                     }
@@ -89,18 +97,18 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         } else if self.machine.is_verifying() {
             Event::Probed(Subject::Candidate, ProbeResult::Inconclusive)
         } else {
-            Event::StoreRead { token: None, attempt_ages: Vec::new() }
+            Event::StoreRead { token: None, attempt_ages: Vec::new(), tried_since: false }
         }
     }
 
     fn store_read(&mut self, stored: Contents) -> Event {
         let today = (self.wall)();
         let attempt_ages = stored.attempts.iter().map(|attempt| age(*attempt, today)).collect();
-        Event::StoreRead { token: stored.token.map(|token| self.candidate(token)), attempt_ages }
+        let tried_since = stored.tried_since_token();
+        Event::StoreRead { token: stored.token.map(|token| self.candidate(token)), attempt_ages, tried_since }
     }
 
-    fn candidate(&mut self, stored: StoredToken) -> Candidate {
-        self.last_stored = Some(stored.name.clone());
+    fn candidate(&self, stored: StoredToken) -> Candidate {
         let token = TokenRecord {
             authorization: AuthorizationValue::new(&stored.token),
             id: stored.id,
@@ -116,9 +124,9 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
             Outcome::Minted(Minted { token, id, name }) => {
                 info!(id, name, "token minted");
                 self.succeeded();
-                self.last_stored = Some(name.clone());
                 let authorization = AuthorizationValue::new(&token);
                 let record = TokenRecord { authorization, id, name: Some(name), created: (self.wall)(), source: TokenSource::Minted };
+                self.seen.borrow_mut().proven(&record);
                 ("success", Event::Minted(Arc::new(record)))
             }
             Outcome::Rejected { status } => {

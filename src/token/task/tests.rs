@@ -1,6 +1,7 @@
 //! The task against a scripted upstream and a scripted store, on paused time.
 
 mod script;
+mod simulation;
 
 use std::future::Future;
 
@@ -363,13 +364,120 @@ async fn c30_a_foreign_stored_token_is_never_sent_with_a_request() {
 async fn c29_a_broken_store_does_not_stop_the_service() {
     let world = World::new();
     world.persist();
-    world.break_store();
+    world.break_store(true);
     let rig = Rig::start(&world, pair("p1"));
     assert_eq!(rig.tokens.wait(WAIT).await.unwrap().generation, 1);
     sleep(2 * MINUTE).await;
     world.kill("t1");
     let token = rig.tokens.current().unwrap();
     assert_eq!(generation(&rig.tokens.reject(&token, FORBIDDEN, true, WAIT).await), Some(2));
+}
+
+/// C26: an attempt that lies in the future, since the clock was set back, counts as just made, and not for as long as the clock takes to come by.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c26_a_clock_set_back_does_not_hold_mints_back_for_years() {
+    let world = World::new();
+    world.persist();
+    world.store("p1", Contents { token: None, attempts: vec![world.today() + 90_000 * HOUR] });
+    let rig = Rig::start(&world, pair("p1"));
+    sleep(50 * SECOND).await;
+    assert!(rig.tokens.current().is_none() && world.mint_times().is_empty(), "min_mint_interval");
+    sleep(15 * SECOND).await;
+    assert!(rig.tokens.current().is_some());
+}
+
+/// C29: what could not be written counts all the same, and is written with the next attempt.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c29_attempts_are_not_forgotten_while_the_disk_is_full() {
+    let world = World::new();
+    world.persist();
+    world.break_store(true);
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    rig.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    world.break_store(false);
+    rig.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    let other = Rig::start(&world, pair("p1"));
+    let _ = other.tokens.wait(WAIT).await.unwrap();
+    assert_eq!((rig.status().mints_left, other.status().mints_left), (3, 3));
+}
+
+/// C31: the first mint with new credentials need not wait for the interval; it is the first one of all processes together.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c31_one_process_has_the_first_mint_with_new_credentials() {
+    let world = World::new();
+    world.persist();
+    let rigs = [Rig::start(&world, pair("p1")), Rig::start(&world, pair("p1"))];
+    sleep(HOUR).await;
+    world.mints_are(Mint::Lost);
+    for rig in &rigs {
+        rig.credentials.send_replace(pair("p2"));
+    }
+    sleep(10 * SECOND).await;
+    // Nor does an operator's attempt, which leaves no token, make the other process the first one.
+    world.mints_are(Mint::Retry("connection refused", None));
+    join_all(rigs.iter().map(|rig| rig.control.refresh())).await;
+    sleep(SECOND).await;
+    world.mints_are(Mint::Lost);
+    world.forget_deeds();
+    sleep(39 * SECOND).await;
+    assert_eq!(world.mint_times().len(), 0, "one of them tried");
+    sleep(20 * SECOND).await;
+    assert_eq!(world.mint_times().len(), 1);
+}
+
+/// C10: processes that start again and again beside a dead token keep the pause between mints.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c10_a_crash_loop_beside_a_dead_token_pauses() {
+    let world = World::new();
+    world.persist();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    rig.task.abort();
+    sleep(HOUR).await;
+    world.kill("t1");
+    world.mint_takes(HOUR);
+    for _ in 0..11 {
+        let rig = Rig::start(&world, pair("p1"));
+        sleep(5 * SECOND).await;
+        rig.task.abort();
+    }
+    assert_eq!(world.mint_times().len(), 2, "{:?}", world.mint_times());
+}
+
+/// C31: a token that looked foreign with the old credentials works with the new ones, which another process had first: no mint is needed.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c31_a_stored_token_is_looked_at_again_with_other_credentials() {
+    let world = World::new();
+    world.persist();
+    let first = Rig::start(&world, pair("p2"));
+    let _ = first.tokens.wait(WAIT).await.unwrap();
+    sleep(HOUR).await;
+    world.mints_are(Mint::Retry("connection refused", None));
+    let late = Rig::start(&world, pair("p1"));
+    assert!(late.tokens.wait(WAIT).await.is_err());
+    world.mints_are(Mint::Succeeds);
+    late.credentials.send_replace(pair("p2"));
+    assert_eq!(late.tokens.wait(WAIT).await.unwrap().authorization, authorization("t1"));
+}
+
+/// C37: credentials that were replaced while an attempt waited for the lock mint nothing.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c37_replaced_credentials_do_not_mint() {
+    let world = World::new();
+    world.persist();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    let held = world.lock();
+    rig.credentials.send_replace(pair("p2"));
+    sleep(SECOND).await;
+    rig.credentials.send_replace(pair("p3"));
+    sleep(SECOND).await;
+    drop(held);
+    sleep(SECOND).await;
+    assert_eq!(world.deeds(), [Deed::Mint(0), Deed::Mint(1)]);
 }
 
 // ---- lost replies, faults, stop ----

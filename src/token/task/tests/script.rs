@@ -105,8 +105,23 @@ impl World {
         self.persists.set(true);
     }
 
-    pub(super) fn break_store(&self) {
-        self.broken.set(true);
+    pub(super) fn break_store(&self, broken: bool) {
+        self.broken.set(broken);
+    }
+
+    /// What another process put into the store with this password.
+    pub(super) fn store(&self, password: &str, contents: Contents) {
+        self.stored.replace(Some((Password::new(password.to_owned()).unwrap(), contents)));
+    }
+
+    /// As another process takes it.
+    pub(super) fn lock(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.lock).try_lock_owned().expect("it is free")
+    }
+
+    /// The time of day, which goes on with the paused clock.
+    pub(super) fn today(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_hours(500_000) + self.started.elapsed()
     }
 
     pub(super) fn deeds(&self) -> Vec<Deed> {
@@ -238,7 +253,15 @@ impl TokenStore for Seen {
     async fn save(&self, contents: Contents, pair: &Pair) -> Result<(), StoreError> {
         self.0.check(Operation::Write)?;
         if self.0.persists.get() {
-            self.0.stored.replace(Some((pair.password.clone(), contents)));
+            let mut stored = self.0.stored.borrow_mut();
+            let mut next = (pair.password.clone(), contents.prune(self.0.today()));
+            // A token is masked once.
+            if let (Some((password, Contents { token: Some(old), .. })), Some(new)) = (&*stored, &mut next.1.token)
+                && old.name == new.name
+            {
+                (next.0, new.token) = (password.clone(), old.token.clone());
+            }
+            *stored = Some(next);
         }
         Ok(())
     }
@@ -265,9 +288,8 @@ impl Rig {
         let reloads = Rc::new(Cell::new(0));
         let count = Rc::clone(&reloads);
         let reload = move || count.set(count.get() + 1);
-        // The time of day goes on with the paused clock.
-        let (began, day) = (world.started, SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
-        let wall: Wall = Rc::new(move || day + began.elapsed());
+        let clock = Rc::clone(world);
+        let wall: Wall = Rc::new(move || clock.today());
         let (upstream, store) = (Seen(Rc::clone(world)), Seen(Rc::clone(world)));
         let started = start_at(wall, &configuration(), upstream, store, loaded, reload, Arc::new(TokenMetrics::default()));
         let Started { tokens, control, status, task } = started;
@@ -280,7 +302,7 @@ impl Rig {
 }
 
 /// The defaults of the contract.
-fn configuration() -> config::Token {
+pub(super) fn configuration() -> config::Token {
     config::Token {
         name: "upsolver-auth-proxy".to_owned(),
         description: String::new(),
