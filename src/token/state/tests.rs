@@ -399,7 +399,7 @@ fn an_unverified_token_is_asked_about_within_the_interval() {
     let _ = rig.on(minted("t1"));
     rig.waits(10 * MINUTE, "mint with 1 in its turn");
     let _ = rig.on(failed(MintFailure::Lost));
-    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1", "refresh begins"]);
+    assert_eq!(rig.on(Event::RefreshRequested), ["mint with 1 as asked", "refresh begins"]);
     assert_eq!(rig.on(Event::StoreAdopted(stored("theirs"))), ["verify theirs"]);
     let _ = rig.on(candidate_is(ProbeResult::Inconclusive));
     rig.waits(Duration::from_millis(500), "verify theirs");
