@@ -1,9 +1,11 @@
 //! The straight line of one request: guard, clean, authorize, send, relay.
 //!
-//! [`Proxy::forward`] is that line, read top to bottom; each step is a function of a module of its own. [`Proxy::handle`] wraps it: opens the record of
-//! the exchange, turns an [`Error`] into a response, and leaves the rest to the body that goes downstream.
+//! [`Proxy::accept`] and [`Proxy::forward`] are that line, read top to bottom; each step is a function of a module of its own. [`Proxy::handle`] wraps
+//! it: opens the record of the exchange, turns an [`Error`] into a response, and leaves the rest to the body that goes downstream.
 
 use std::cell::Cell;
+use std::future::{Future, ready};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use body::ResponseBody;
 use error::Error;
 use exchange::{Exchange, InFlight};
 use guard::{Admitted, Guard, Verdict as Judgement};
+use headers::Cleaned;
 use replay::{Attempts, BodyFailure, RequestBody};
 
 mod body;
@@ -82,6 +85,35 @@ impl Settings {
     }
 }
 
+/// What becomes of a request that is not refused.
+enum Accepted {
+    Forward(Outbound),
+    /// See [`Answer::Local`].
+    AnswerLocally(Response<bytes::Bytes>),
+}
+
+/// A request on its way out, guarded and cleaned.
+struct Outbound {
+    admitted: Admitted,
+    cleaned: Cleaned,
+    attempts: Attempts,
+}
+
+/// How messages are delimited on the downstream connection.
+#[derive(Clone, Copy)]
+struct DownstreamFraming {
+    /// HTTP/1.1.
+    knows_chunks: bool,
+    /// The request's body is chunked.
+    chunked: bool,
+}
+
+impl DownstreamFraming {
+    fn of(request: &Request<Incoming>) -> Self {
+        Self { knows_chunks: request.version() != Version::HTTP_10, chunked: request.body().size_hint().exact().is_none() }
+    }
+}
+
 /// How a request ends when nothing goes wrong.
 enum Answer {
     Relayed(Relayed),
@@ -110,11 +142,75 @@ impl Proxy {
     }
 
     /// Answers one request, whatever happens. Dropped, which hyper does when the downstream leaves, it cancels the exchange upstream.
-    pub async fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Response<ResponseBody> {
+    ///
+    /// Not an `async fn`: what is used up before the first wait would stay in its future, which is made anew for every request. Boxed,
+    /// since held in place it would add its kilobyte to every idle connection.
+    pub fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Pin<Box<dyn Future<Output = Response<ResponseBody>>>> {
         let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight), Rc::clone(&clock));
-        let knows_chunks = request.version() != Version::HTTP_10;
-        let chunked = request.body().size_hint().exact().is_none();
-        let answer = self.forward(request, &clock, &mut exchange).await;
+        let framing = DownstreamFraming::of(&request);
+        let answer = match self.accept(request, &clock) {
+            Ok(Accepted::Forward(mut accepted)) => {
+                return Box::pin(async move {
+                    let answer = self.forward(&mut accepted, &clock, &mut exchange).await;
+                    self.conclude(answer, framing, exchange, &clock)
+                });
+            }
+            Ok(Accepted::AnswerLocally(response)) => Ok(Answer::Local(response)),
+            Err(error) => Err(error),
+        };
+        Box::pin(ready(self.conclude(answer, framing, exchange, &clock)))
+    }
+
+    /// The straight line, as far as nothing has to be waited for: guard, clean.
+    fn accept(&self, request: Request<Incoming>, clock: &Rc<Clock>) -> Result<Accepted, Error> {
+        self.admit()?;
+        let (mut head, body) = request.into_parts();
+        let admitted = match self.guard.check(&head)? {
+            Judgement::Forward(admitted) => admitted,
+            Judgement::AnswerLocally(response) => return Ok(Accepted::AnswerLocally(response)),
+        };
+        self.count_would_be_denial(&head, &admitted);
+        self.check_announced_length(&body)?;
+
+        let cleaned = headers::clean_request(&mut head, &body.size_hint(), self.guard.upstream());
+        let attempts = self.attempts(head, body, clock);
+        Ok(Accepted::Forward(Outbound { admitted, cleaned, attempts }))
+    }
+
+    /// The rest of the straight line: authorize, send, relay.
+    async fn forward(&self, request: &mut Outbound, clock: &Rc<Clock>, exchange: &mut Exchange) -> Result<Answer, Error> {
+        let Outbound { admitted, cleaned, attempts } = request;
+        let mut token = self.token().await?;
+
+        let body = attempts.first();
+        let mut response = self.send(attempts, body, &token, clock, exchange).await?;
+        if let Some(successor) = self.rejected(&response, &token, clock).await
+            && let Some(body) = self.again(attempts)
+        {
+            drop(response);
+            token = successor;
+            response = self.send(attempts, body, &token, clock, exchange).await?;
+            self.metrics.replay(if is_rejection(response.status()) { "failure" } else { "success" });
+        }
+
+        let (mut head, body) = response.into_parts();
+        headers::clean_response(&mut head, admitted, *cleaned, self.guard.upstream(), &token.authorization)?;
+        Ok(Answer::Relayed(Relayed {
+            response: Response::from_parts(head, body),
+            token,
+            wants_trailers: cleaned.wants_trailers,
+            request_bytes: attempts.received_bytes(),
+        }))
+    }
+
+    /// Makes the response that goes downstream, and the end of its body the end of the exchange.
+    fn conclude(
+        &self,
+        answer: Result<Answer, Error>,
+        framing: DownstreamFraming,
+        mut exchange: Exchange,
+        clock: &Clock,
+    ) -> Response<ResponseBody> {
         clock.enter(Phase::Relay);
         let mut response = match answer {
             Ok(Answer::Relayed(relayed)) => {
@@ -124,7 +220,7 @@ impl Proxy {
                     // RFC 9110 section 15.3.6: a 205 has no content. What the upstream sent behind it goes with its connection.
                     response.map(|_| ResponseBody::own(bytes::Bytes::new(), exchange))
                 } else {
-                    clock.set_open_ended(!knows_chunks && response.body().size_hint().exact().is_none());
+                    clock.set_open_ended(!framing.knows_chunks && response.body().size_hint().exact().is_none());
                     response.map(|body| ResponseBody::relayed(body, token.authorization, wants_trailers, exchange))
                 }
             }
@@ -141,48 +237,11 @@ impl Proxy {
                 response.map(|body| ResponseBody::own(body, exchange))
             }
         };
-        if chunked && clock.is_end_of_chunks_uncertain() {
+        if framing.chunked && clock.is_end_of_chunks_uncertain() {
             // Nothing behind it is taken for a request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
-    }
-
-    /// The straight line.
-    async fn forward(&self, request: Request<Incoming>, clock: &Rc<Clock>, exchange: &mut Exchange) -> Result<Answer, Error> {
-        self.admit()?;
-        let (mut head, body) = request.into_parts();
-        let admitted = match self.guard.check(&head)? {
-            Judgement::Forward(admitted) => admitted,
-            Judgement::AnswerLocally(response) => return Ok(Answer::Local(response)),
-        };
-        self.count_would_be_denial(&head, &admitted);
-        self.check_announced_length(&body)?;
-
-        let cleaned = headers::clean_request(&mut head, &body.size_hint(), self.guard.upstream());
-        let mut attempts = self.attempts(head, body, clock);
-        let mut token = self.token().await?;
-
-        let body = attempts.first();
-        let mut response = self.send(&mut attempts, body, &token, clock, exchange).await?;
-        if let Some(successor) = self.rejected(&response, &token, clock).await
-            && let Some(body) = self.again(&attempts)
-        {
-            drop(response);
-            token = successor;
-            response = self.send(&mut attempts, body, &token, clock, exchange).await?;
-            self.metrics.replay(if is_rejection(response.status()) { "failure" } else { "success" });
-        }
-
-        let (mut head, body) = response.into_parts();
-        headers::clean_response(&mut head, &admitted, cleaned, self.guard.upstream(), &token.authorization)?;
-        let wants_trailers = cleaned.wants_trailers;
-        Ok(Answer::Relayed(Relayed {
-            response: Response::from_parts(head, body),
-            token,
-            wants_trailers,
-            request_bytes: attempts.received_bytes(),
-        }))
     }
 
     /// Sheds at the limit, before any work. This request is counted already.

@@ -99,8 +99,7 @@ async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>,
     let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens, upstream, settings, shared.stage.clone(), metrics));
     let answering = task::spawn("ping", pings.answer());
     let tls = shared.tls.map(TlsAcceptor::from);
-    // Boxed per request: held in place, it would add its kilobytes to every idle connection.
-    let service = move |request, clock| Box::pin(Rc::clone(&proxy).handle(request, clock));
+    let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);
     let cut = server::run(listeners, tls, settings_for(config, workers), shared.stage, service).await;
     answering.abort();
     cut

@@ -132,9 +132,10 @@ where
     }
 
     /// Whether nothing came since the last exchange: neither a close nor bytes, which nobody asked for and which could pass for the next response
-    /// (RFC 9112 section 6.3). Asks the runtime, which costs no system call.
+    /// (RFC 9112 section 6.3). What TLS alone has to say is read and is nothing.
     pub(super) fn is_quiet(&mut self) -> bool {
-        self.poll_receive(&mut Context::from_waker(Waker::noop())).is_pending()
+        let mut cx = Context::from_waker(Waker::noop());
+        self.io.is_quiet(&mut cx) || self.poll_receive(&mut cx).is_pending()
     }
 
     /// Gives back the memory that an idle connection does not need.
