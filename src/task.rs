@@ -1,7 +1,6 @@
-//! The one way to start a task: named, local to its thread, and awaited by whoever holds the handle; and a way for one to let others go first.
+//! The one way to start a task: named, local to its thread, and awaited by whoever holds the handle.
 
-use std::future::{Future, poll_fn};
-use std::task::Poll;
+use std::future::Future;
 
 use tokio::task::JoinHandle;
 use tracing::Instrument;
@@ -14,17 +13,4 @@ where
     F::Output: 'static,
 {
     tokio::task::spawn_local(future.instrument(tracing::debug_span!("task", name)))
-}
-
-/// Lets every task that is ready now run first. Unlike tokio's `yield_now` it does not wait until the system was asked for events.
-pub(crate) async fn step_back() {
-    let mut stepped_back = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut stepped_back, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -4,6 +4,7 @@
 //! [`pool`] is the face for proxied traffic, [`single`] the one for the control plane: a mint never shares a connection with proxied requests.
 
 pub mod connect;
+mod departures;
 pub mod http1;
 pub mod pool;
 mod resolve;

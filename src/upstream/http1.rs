@@ -75,7 +75,7 @@ pub(super) struct Http1<B> {
     upload: Upload<B>,
     response: Decoder,
     keep_alive: bool,
-    /// Who reads the response; to be told when the upload fails under it.
+    /// Who waits for the response; to be told when the upload needs it, or fails under it.
     reader: Option<Waker>,
 }
 
@@ -88,6 +88,8 @@ struct Upload<B> {
     /// behind that the chunk's end.
     behind: &'static [u8],
     body: Rest<B>,
+    /// Whether it waits for [`Http1::depart`].
+    held: bool,
     /// Whether the connection took a byte of the request.
     begun: bool,
     flushed: bool,
@@ -115,7 +117,15 @@ where
             received: BytesMut::new(),
             read_size: MIN_READ,
             anything_came: false,
-            upload: Upload { encoded: Vec::new(), data: Bytes::new(), body: Rest::Nothing, behind: b"", begun: false, flushed: true },
+            upload: Upload {
+                encoded: Vec::new(),
+                data: Bytes::new(),
+                body: Rest::Nothing,
+                behind: b"",
+                held: false,
+                begun: false,
+                flushed: true,
+            },
             response: Decoder::Ended,
             keep_alive: true,
             reader: None,
@@ -151,17 +161,33 @@ where
         let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
     }
 
-    /// Begins an exchange. Nothing is sent before [`poll_head`](Self::poll_head).
+    /// Begins an exchange. Nothing is sent before [`depart`](Self::depart).
     pub(super) fn begin(&mut self, request: &RequestHead, body: B) {
         head::encode(&mut self.upload.encoded, request);
         self.upload.body = match body.size_hint().exact() {
             Some(left) => Rest::Length { body, left },
             None => Rest::Chunked(body),
         };
+        self.upload.held = true;
         self.upload.begun = false;
         self.upload.flushed = false;
         self.response = Decoder::awaiting_head(request.method == Method::HEAD);
         self.anything_came = false;
+    }
+
+    /// Sends what can be sent at once, and leaves the rest to whoever waits for the response.
+    pub(super) fn depart(&mut self) {
+        self.upload.held = false;
+        let sent = self.poll_upload(&mut Context::from_waker(Waker::noop()));
+        if !matches!(sent, Poll::Ready(Ok(()))) {
+            self.wake_reader();
+        }
+    }
+
+    fn wake_reader(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
     }
 
     /// Ends an exchange of which nothing was sent: the body comes back, unread.
@@ -179,7 +205,9 @@ where
 
     /// Sends the request and receives the head of the response; interim ones (RFC 9110 section 15.2) are skipped. Cancel safe.
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Error>> {
-        if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
+        if self.upload.held {
+            self.reader = Some(cx.waker().clone());
+        } else if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
             return Poll::Ready(Err(error));
         }
         loop {
@@ -254,9 +282,7 @@ where
                 }
                 Poll::Ready(Err(error)) => {
                     self.upload.body = Rest::Failed;
-                    if let Some(reader) = self.reader.take() {
-                        reader.wake();
-                    }
+                    self.wake_reader();
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {

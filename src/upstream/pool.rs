@@ -27,6 +27,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connect::{ConnectError, Connection, Connector};
+use super::departures::Departures;
 use super::http1::{self, Http1, RequestHead};
 use crate::config::{self, HttpVersion};
 use crate::metrics::WorkerMetrics;
@@ -99,6 +100,7 @@ pub struct Upstream<B> {
     /// False once it is known that all connections are HTTP/1.1.
     may_be_http2: Cell<bool>,
     prior_knowledge: bool,
+    departures: Departures<B>,
     idle: RefCell<Vec<Idle<B>>>,
     shared: RefCell<Vec<Rc<Http2<B>>>>,
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
@@ -194,6 +196,7 @@ where
             authority: connector.origin().authority().parse().expect("an origin has a valid authority"),
             connector,
             http2,
+            departures: Departures::start(),
             idle: RefCell::default(),
             shared: RefCell::default(),
             dialing: tokio::sync::Mutex::default(),
@@ -437,10 +440,8 @@ where
     ) -> impl Future<Output = Result<Response<ReplyBody<B>>, Failure<B>>> + use<B> {
         let connection = Rc::clone(self.connection.as_ref().expect("present until finished"));
         connection.borrow_mut().begin(request, body);
+        self.pool.departures.add(Rc::clone(&connection));
         async move {
-            // Requests that came together go together. A write wakes the upstream, or what stands for it on this host, which falls asleep again while this
-            // thread reads the next request; several in a row find it awake.
-            task::step_back().await;
             match poll_fn(|cx| connection.borrow_mut().poll_head(cx)).await {
                 Ok(head) => {
                     if !connection.borrow().is_upload_complete() {
