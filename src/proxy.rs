@@ -189,7 +189,8 @@ impl Proxy {
         {
             drop(response);
             token = successor;
-            response = self.send(attempts, body, &token, clock, exchange).await?;
+            // Rare, and twice the room: kept out of the future of those that are sent once.
+            response = Box::pin(self.send(attempts, body, &token, clock, exchange)).await?;
             self.metrics.replay(if is_rejection(response.status()) { "failure" } else { "success" });
         }
 

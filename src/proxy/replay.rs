@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{Method, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -87,7 +88,8 @@ impl Attempts {
             clock,
             metrics,
         };
-        let head = RequestHead { method: head.method, target: head.uri, headers: head.headers };
+        let target = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let head = RequestHead { method: head.method, target, headers: head.headers };
         Self { head, source: Rc::new(source), bodyless }
     }
 

@@ -14,7 +14,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Uri, response};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
@@ -38,7 +39,7 @@ pub struct RequestHead {
     /// Method.
     pub method: Method,
     /// Path and query.
-    pub target: Uri,
+    pub target: PathAndQuery,
     /// All fields.
     pub headers: HeaderMap,
 }

@@ -223,7 +223,8 @@ where
     ) -> Result<Response<ReplyBody<B>>, SendError> {
         let (mut new_connection_failed, mut not_processed_before) = (false, false);
         loop {
-            let (sent, reused) = match self.acquire(now).await? {
+            let acquired = self.acquire(now).await?;
+            let (sent, reused) = match acquired {
                 Acquired::Http1 { lease, reused } => (lease.send(request, body, reused).await, reused),
                 // Large: kept out of the future of those that need none of it.
                 Acquired::Http2 { connection, reused } => (Box::pin(self.send_http2(&connection, request, body, reused)).await, reused),
@@ -348,7 +349,7 @@ impl<B> Upstream<B> {
     /// HTTP/2 carries scheme and authority in the target and has no `host` (RFC 9113 section 8.3.1), nor a `transfer-encoding` (section 8.2.2).
     fn http2_request(&self, head: &RequestHead, body: B) -> Request<B> {
         let mut request = Request::new(body);
-        let mut target = head.target.clone().into_parts();
+        let mut target = Uri::from(head.target.clone()).into_parts();
         target.scheme = Some(if self.connector.origin().tls { Scheme::HTTPS } else { Scheme::HTTP });
         target.authority = Some(self.authority.clone());
         *request.uri_mut() = Uri::from_parts(target).expect("scheme, authority and path are all there");

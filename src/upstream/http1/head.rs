@@ -4,7 +4,6 @@ use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, response};
 use hyper::ext::ReasonPhrase;
 
@@ -37,7 +36,7 @@ pub(crate) enum Framing {
 pub(super) fn encode(out: &mut Vec<u8>, request: &RequestHead) {
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    let target = request.target.path_and_query().map_or("", PathAndQuery::as_str);
+    let target = request.target.as_str();
     if !target.starts_with('/') {
         // The absolute form may leave the path out; the origin form may not (RFC 9112 section 3.2.1).
         out.push(b'/');
@@ -115,28 +114,39 @@ fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
     keep_alive && !close
 }
 
+const TWO_FRAMINGS: &str = "its framing is ambiguous: both transfer-encoding and content-length";
+
 /// RFC 9112 section 6.3: one framing, said once; else what is wrong with it. Others prefer one of two silently (matrix A44, A60).
 pub(crate) fn framing(headers: &HeaderMap) -> Result<Framing, &'static str> {
+    // One pass: cheaper than to look two names up.
     let mut framing = Framing::None;
-    for coding in headers.get_all(TRANSFER_ENCODING) {
-        if framing == Framing::Chunked || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-            return Err("its framing is ambiguous: transfer-encoding is not chunked alone");
-        }
-        framing = Framing::Chunked;
-    }
-    for value in headers.get_all(CONTENT_LENGTH) {
-        let Some(length) = parse_length(value) else { return Err("its framing is ambiguous: content-length is not a number") };
-        match framing {
-            Framing::Chunked => return Err("its framing is ambiguous: both transfer-encoding and content-length"),
-            Framing::Length(earlier) if earlier != length => return Err("its framing is ambiguous: several content-lengths"),
-            Framing::Length(_) | Framing::None => framing = Framing::Length(length),
+    for (name, value) in headers {
+        if *name == TRANSFER_ENCODING {
+            if framing == Framing::Chunked || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                return Err("its framing is ambiguous: transfer-encoding is not chunked alone");
+            }
+            if framing != Framing::None {
+                return Err(TWO_FRAMINGS);
+            }
+            framing = Framing::Chunked;
+        } else if *name == CONTENT_LENGTH {
+            let Some(length) = parse_length(value) else { return Err("its framing is ambiguous: content-length is not a number") };
+            match framing {
+                Framing::Chunked => return Err(TWO_FRAMINGS),
+                Framing::Length(earlier) if earlier != length => return Err("its framing is ambiguous: several content-lengths"),
+                Framing::Length(_) | Framing::None => framing = Framing::Length(length),
+            }
         }
     }
     Ok(framing)
 }
 
-/// Digits alone (RFC 9110 section 8.6); `parse` would take a sign.
+/// Digits alone (RFC 9110 section 8.6), and at least one; `parse` would take a sign.
 fn parse_length(value: &HeaderValue) -> Option<u64> {
     let digits = value.as_bytes();
-    if digits.iter().all(u8::is_ascii_digit) { std::str::from_utf8(digits).ok()?.parse().ok() } else { None }
+    let length = digits.iter().try_fold(0_u64, |length, digit| match digit {
+        b'0'..=b'9' => length.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    });
+    length.filter(|_| !digits.is_empty())
 }
