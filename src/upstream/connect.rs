@@ -152,7 +152,7 @@ impl Connector {
         let connected = tokio::time::timeout(shared.timeout, async {
             let stream = self.open().await?;
             match &shared.tls {
-                None => Ok(Connection::new(Stream::Plain(stream), false)),
+                None => Ok(Connection::plain(stream)),
                 Some((connector, name)) => self.handshake(&connector.0, name.clone(), stream).await,
             }
         });
@@ -247,6 +247,11 @@ enum Stream {
 impl Connection {
     fn new(stream: Stream, http2: bool) -> Self {
         Self { stream, http2, closed_for_writing: false }
+    }
+
+    /// Without TLS.
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self::new(Stream::Plain(stream), false)
     }
 
     /// Whether ALPN chose HTTP/2.

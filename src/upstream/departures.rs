@@ -40,6 +40,11 @@ where
 
     /// Sends the request that was begun on `connection` behind everything that is ready now; unless nobody else holds the connection by then.
     pub(super) fn add(&self, connection: Rc<RefCell<Http1<B>>>) {
+        if self.task.is_finished() {
+            // A panic ended it, which must not cost the requests to come more than the time that it saved them.
+            connection.borrow_mut().depart();
+            return;
+        }
         self.waiting.connections.borrow_mut().push(connection);
         if let Some(task) = self.waiting.task.take() {
             task.wake();
@@ -69,4 +74,74 @@ where
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::Context;
+
+    use http::uri::PathAndQuery;
+    use http::{HeaderMap, Method};
+    use http_body::Frame;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::upstream::connect::Connection;
+    use crate::upstream::http1::RequestHead;
+
+    /// A body whose polling is a mistake, or that is not polled.
+    struct Panics;
+
+    impl Body for Panics {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("a body that panics")
+        }
+    }
+
+    async fn connection(listener: &TcpListener) -> (Rc<RefCell<Http1<Panics>>>, TcpStream) {
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let connection = Rc::new(RefCell::new(Http1::new(Connection::plain(stream))));
+        let head = RequestHead { method: Method::POST, target: PathAndQuery::from_static("/x"), headers: HeaderMap::new() };
+        connection.borrow_mut().begin(&head, Panics);
+        (connection, listener.accept().await.unwrap().0)
+    }
+
+    async fn arrives(stream: &mut TcpStream) -> Vec<u8> {
+        let mut received = vec![0; 100];
+        let length = stream.read(&mut received).await.unwrap();
+        received.truncate(length);
+        received
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_nobody_waits_for_any_more_is_not_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let departures = Departures::start();
+        let (connection, mut upstream) = connection(&listener).await;
+        departures.add(connection);
+        assert_eq!(arrives(&mut upstream).await, b"", "the connection closes");
+    }
+
+    /// B54: a panic costs the requests that departed with the one that panicked, and none after.
+    #[tokio::test(flavor = "local")]
+    async fn b54_a_panic_stops_no_departure_but_its_own() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let departures = Departures::start();
+        let (first, mut upstream) = connection(&listener).await;
+        departures.add(Rc::clone(&first));
+        assert_eq!(arrives(&mut upstream).await, b"POST /x HTTP/1.1\r\n\r\n");
+        while !departures.task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let (second, mut upstream) = connection(&listener).await;
+        let departed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| departures.add(Rc::clone(&second))));
+        assert!(departed.is_err(), "it departs at once, and panics where its own request does");
+        assert_eq!(arrives(&mut upstream).await, b"POST /x HTTP/1.1\r\n\r\n");
+    }
 }
