@@ -18,6 +18,7 @@
 //! | which settings exist, with what defaults | [`config`] |
 //! | why a downstream got a 502 | [`proxy::error`] |
 //! | which timeout ended a connection | [`server::clock`] |
+//! | what may be believed of a response, and where it ends | [`upstream::http1`] |
 //! | who starts what, in which order, and how it ends | [`app`] |
 //!
 //! The rest: [`secret`] (what cannot be printed), [`credentials`] (reads and watches email and password), [`server`] (connections, for any service),
