@@ -187,15 +187,15 @@ fn existing(access: BitFlags<AccessFs>) -> impl Fn(&Path) -> Allowed {
 }
 
 /// The directories by which a file is reached, now and after a change: the one it is named in; the one where it is, where that is another one; and the ones
-/// in which a link on the way leads to a neighbour, such as Kubernetes' `..data`, since that is what changes.
+/// in which a link on the way leads to a neighbour, such as Kubernetes' `..data` or a release's `current`, since that is what changes.
 fn directories(file: &Path, access: BitFlags<AccessFs>) -> Vec<PathBuf> {
     let named = directory(file, access);
     let mut directories = vec![named.to_owned()];
     for link in named.ancestors() {
         let Ok(target) = link.read_link() else { continue };
-        let to_neighbour = matches!(target.components().next(), Some(Component::Normal(_)));
+        let relative = matches!(target.components().next(), Some(Component::Normal(_)));
         // Never all there is, for a link such as `/lib` to `usr/lib`.
-        if let Some(parent) = link.parent().filter(|parent| to_neighbour && !is_root(parent)) {
+        if let Some(parent) = link.parent().filter(|parent| (relative || target.starts_with(parent)) && !is_root(parent)) {
             directories.push(parent.to_owned());
         }
     }
@@ -332,12 +332,17 @@ mod tests {
         fs::create_dir(at("plain")).unwrap();
         symlink(at("elsewhere/real"), at("plain/linked")).unwrap();
         symlink(at("elsewhere"), at("absolute")).unwrap();
-        let rows: [(&str, &[&str]); 6] = [
+        // As tools do that deploy releases.
+        fs::create_dir_all(at("app/releases/1")).unwrap();
+        fs::write(at("app/releases/1/email"), "").unwrap();
+        symlink(at("app/releases/1"), at("app/current")).unwrap();
+        let rows: [(&str, &[&str]); 7] = [
             ("mount/email", &["mount"]),
             ("mount/..data/email", &["mount/..data", "mount"]),
             ("plain/linked", &["plain", "elsewhere"]),
             ("plain/absent", &["plain"]),
-            ("absolute/real", &["absolute"]),
+            ("app/current/email", &["app/current", "app"]),
+            ("absolute/real", &["absolute", ""]),
             ("absent/email", &["absent"]),
         ];
         for (file, expected) in rows {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use upsolver_auth_proxy::simulator::{Account, Options, Simulator};
 
@@ -41,6 +42,14 @@ fn the_environment_turns_the_sandbox_off() {
     assert!(text.contains("UPSOLVER_AUTH_PROXY_SANDBOX: must be"), "{text}");
 }
 
+/// What Kubernetes does to a volume: another directory with the token in it, and the link that leads there.
+fn swap(volume: &Path, version: &str, token: &str) {
+    fs::create_dir_all(volume.join(version)).expect("a directory");
+    fs::write(volume.join(version).join("token"), token).expect("a file");
+    symlink(version, volume.join("..data_tmp")).expect("a link");
+    fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("a rename");
+}
+
 /// Whatever becomes of the directories behind the sandbox, files are read as without it: a directory that comes later, what Kubernetes swaps in, a file
 /// named through the link that is swapped.
 #[test]
@@ -52,16 +61,10 @@ fn c35_credentials_are_read_wherever_they_come_from() {
         let file = builder.directory().join(named);
         let proxy = builder.set(format!("credentials.token_file={}", file.display())).set("credentials.poll_interval=100ms").start();
         let volume = proxy.directory().join("volume");
-        let swap = |version: &str, token: &str| {
-            fs::create_dir_all(volume.join(version)).expect("a directory");
-            fs::write(volume.join(version).join("token"), token).expect("a file");
-            symlink(version, volume.join("..data_tmp")).expect("a link");
-            fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("a rename");
-        };
-        swap("..1", &first);
+        swap(&volume, "..1", &first);
         symlink("..data/token", volume.join("token")).expect("a link");
         proxy.wait_ready();
-        swap("..2", &second);
+        swap(&volume, "..2", &second);
         fs::remove_dir_all(volume.join("..1")).expect("a directory");
         proxy.wait_until("the second token", |proxy| proxy.log().matches("credentials read; they are new").count() == 2);
     }
@@ -75,21 +78,37 @@ fn c35_a_swap_is_followed_through_the_link_that_is_swapped() {
         let upstream = RawUpstream::start();
         let builder = Builder::new().set(format!("upstream.url=http://{}", upstream.address())).secret(&first).secret(&second);
         let volume = builder.directory().join("volume");
-        let swap = |version: &str, token: &str| {
-            fs::create_dir_all(volume.join(version)).expect("a directory");
-            fs::write(volume.join(version).join("token"), token).expect("a file");
-            symlink(version, volume.join("..data_tmp")).expect("a link");
-            fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("a rename");
-        };
-        swap("..1", &first);
+        swap(&volume, "..1", &first);
         symlink("..data/token", volume.join("token")).expect("a link");
         let file = builder.directory().join(named);
         let proxy = builder.set(format!("credentials.token_file={}", file.display())).set("credentials.poll_interval=100ms").start();
         proxy.wait_ready();
-        swap("..2", &second);
+        swap(&volume, "..2", &second);
         fs::remove_dir_all(volume.join("..1")).expect("a directory");
         proxy.wait_until("the second token", |proxy| proxy.log().matches("credentials read; they are new").count() == 2);
     }
+}
+
+/// A release is replaced by another one: the link's target is absolute, and its neighbour.
+#[test]
+fn c35_a_release_is_followed_through_its_link() {
+    let [first, second] = ["first", "second"].map(canary);
+    let upstream = RawUpstream::start();
+    let builder = Builder::new().set(format!("upstream.url=http://{}", upstream.address())).secret(&first).secret(&second);
+    let app = builder.directory().join("app");
+    let release = |version: &str, token: &str| {
+        let release = app.join("releases").join(version);
+        fs::create_dir_all(&release).expect("a directory");
+        fs::write(release.join("token"), token).expect("a file");
+        symlink(release, app.join("next")).expect("a link");
+        fs::rename(app.join("next"), app.join("current")).expect("a rename");
+    };
+    release("1", &first);
+    let file = app.join("current/token");
+    let proxy = builder.set(format!("credentials.token_file={}", file.display())).set("credentials.poll_interval=100ms").start();
+    proxy.wait_ready();
+    release("2", &second);
+    proxy.wait_until("the second token", |proxy| proxy.log().matches("credentials read; they are new").count() == 2);
 }
 
 /// The names of tokens tell the host, which is looked up before the sandbox closes.
