@@ -249,6 +249,20 @@ impl Connection {
         Self { stream, http2, closed_for_writing: false }
     }
 
+    /// Without TLS, for the tests of what goes over it.
+    #[cfg(test)]
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self::new(Stream::Plain(stream), false)
+    }
+
+    /// Until there is something to read, an end or an error included.
+    #[cfg(test)]
+    pub(super) async fn wait_for_reading(&self) {
+        if let Stream::Plain(stream) = &self.stream {
+            stream.readable().await.expect("a socket of this runtime");
+        }
+    }
+
     /// Whether ALPN chose HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.http2

@@ -27,6 +27,8 @@ pub(crate) use head::{Framing, framing};
 
 mod decode;
 mod head;
+#[cfg(test)]
+mod tests;
 
 /// What is read at a time, in bytes: enough for a head and a small body,
 const MIN_READ: usize = 4 * 1024;
