@@ -1,6 +1,5 @@
 //! Exchanges moved by hand, step by step, on a real socket: what a connection does when the two directions of an exchange meet.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Wake;
@@ -103,6 +102,18 @@ async fn upload(connection: &mut Http1<Pieces>) -> Result<(), Error> {
 /// The data of the next frame.
 async fn piece(connection: &mut Http1<Pieces>) -> Bytes {
     frame(connection).await.expect("a frame").expect("no error").into_data().expect("data")
+}
+
+#[tokio::test]
+async fn a43_bytes_that_nobody_asked_for_are_seen_by_a_task_that_is_out_of_budget() {
+    let (mut connection, mut upstream) = connected().await;
+    assert!(connection.is_quiet());
+    upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("sent");
+    connection.io.wait_for_reading().await;
+    while coop::has_budget_remaining() {
+        coop::consume_budget().await;
+    }
+    assert!(!connection.is_quiet());
 }
 
 /// The other order: the response ended, and what was sent to an upstream that had closed was reset.
