@@ -116,6 +116,24 @@ async fn a43_bytes_that_nobody_asked_for_are_seen_by_a_task_that_is_out_of_budge
     assert!(!connection.is_quiet());
 }
 
+#[tokio::test]
+async fn d16_a_reset_that_the_upload_met_is_not_the_end_of_the_response() {
+    let (mut connection, mut upstream) = connected().await;
+    let (sender, body) = Pieces::new(None);
+    begin(&mut connection, &request(Method::POST), body);
+    upstream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await.expect("sent");
+    head(&mut connection).await.expect("a head");
+    assert_eq!(piece(&mut connection).await, "half");
+
+    received(&mut upstream, "\r\n\r\n").await;
+    reset(&connection, upstream).await;
+    sender.send(data(b"more")).expect("taken");
+    drop(sender);
+    upload(&mut connection).await.expect("an upload into the void");
+    let end = frame(&mut connection).await;
+    assert!(matches!(end, Some(Err(Error::Io(_)))), "{end:?}");
+}
+
 /// The other order: the response ended, and what was sent to an upstream that had closed was reset.
 #[tokio::test]
 async fn a50_a_response_that_ended_before_the_reset_is_complete() {
