@@ -285,6 +285,7 @@ where
                 Poll::Ready(Ok(false)) => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     self.upload.flushed = true;
+                    self.reader = None;
                 }
                 Poll::Ready(Err(error)) => {
                     self.upload.body = Rest::Failed;

@@ -178,6 +178,26 @@ async fn b05_an_upload_that_fails_wakes_who_reads_the_response() {
 }
 
 #[tokio::test]
+async fn an_upload_that_succeeds_lets_go_of_who_reads_the_response() {
+    let (mut connection, mut upstream) = connected().await;
+    let (sender, body) = Pieces::new(None);
+    begin(&mut connection, &request(Method::POST), body);
+    upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await.expect("sent");
+    head(&mut connection).await.expect("a head");
+
+    let reader = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&reader));
+    assert!(connection.poll_body(&mut Context::from_waker(&waker)).is_pending());
+    drop(sender);
+    upload(&mut connection).await.expect("an upload");
+    upstream.write_all(b"hello").await.expect("sent");
+    assert_eq!(piece(&mut connection).await, "hello");
+    assert!(connection.is_complete());
+    drop(waker);
+    assert_eq!(Arc::strong_count(&reader), 1, "an idle connection holds a task");
+}
+
+#[tokio::test]
 async fn d09_a_request_that_met_a_closed_connection_comes_back_unread() {
     let (mut connection, upstream) = connected().await;
     let (sender, body) = Pieces::new(Some(4));
