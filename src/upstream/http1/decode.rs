@@ -158,6 +158,10 @@ fn take_trailers(received: &mut BytesMut) -> Result<Option<HeaderMap>, Error> {
     let mut fields = [httparse::EMPTY_HEADER; head::MAX_FIELDS];
     match httparse::parse_headers(received, &mut fields) {
         Ok(httparse::Status::Complete((length, fields))) if length <= MAX_TRAILERS => {
+            // The parser ends a line at a line feed alone, where others do not: what they take for more trailers would be the next response here.
+            if memchr::memchr_iter(b'\n', &received[..length]).any(|at| at == 0 || received[at - 1] != b'\r') {
+                return Err(MALFORMED);
+            }
             let mut trailers = HeaderMap::with_capacity(fields.len());
             for field in fields {
                 let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MALFORMED)?;
@@ -337,6 +341,11 @@ mod tests {
         for malformed in
             ["a\r\n\r\n", "a : 1\r\n\r\n", " a: 1\r\n\r\n", "a: 1\r\n b\r\n\r\n", "a: \0\r\n\r\n", ": 1\r\n\r\n", "a: 1\r2\r\n\r\n"]
         {
+            assert!(behind(malformed).end.is_err(), "{malformed:?}");
+        }
+
+        // Others go on reading behind a line feed alone, and what is behind the trailers would be the next response to us.
+        for malformed in ["\n", "a: 1\n\r\n", "a: 1\r\n\n", "a: 1\nb: 2\r\n\r\n", "a:\n\r\n"] {
             assert!(behind(malformed).end.is_err(), "{malformed:?}");
         }
 
