@@ -54,6 +54,8 @@ impl Decoder {
         let has_no_body = *self == Self::Head { to_head: true }
             || head.status.is_informational()
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        // RFC 9112 section 6.1 to 6.3: no framing belongs there, and what it announces may come, and pass for the next response.
+        let is_doubtful = head.status == StatusCode::NO_CONTENT && !matches!(framing, Framing::None | Framing::Length(0));
         *self = match framing {
             _ if has_no_body => Self::Ended,
             Framing::Length(0) => Self::Ended,
@@ -61,7 +63,7 @@ impl Decoder {
             Framing::Chunked => Self::Chunked(Chunk::Size),
             Framing::None => Self::UntilClose,
         };
-        Ok(*self != Self::UntilClose && head.status != StatusCode::SWITCHING_PROTOCOLS)
+        Ok(*self != Self::UntilClose && !is_doubtful && head.status != StatusCode::SWITCHING_PROTOCOLS)
     }
 
     /// The next piece of the body, taken off `received`; nothing where more has to be received, or at the end.
@@ -246,6 +248,9 @@ mod tests {
             (false, 304, none, Decoder::Ended, true),
             (false, 204, none, Decoder::Ended, true),
             (false, 204, no_length, Decoder::Ended, true),
+            // It may come all the same, and late.
+            (false, 204, length, Decoder::Ended, false),
+            (false, 204, coding, Decoder::Ended, false),
             (false, 101, none, Decoder::Ended, false),
         ] {
             let mut decoder = Decoder::awaiting_head(to_head);
