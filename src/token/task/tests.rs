@@ -406,6 +406,33 @@ async fn c29_attempts_are_not_forgotten_while_the_disk_is_full() {
     assert_eq!((rig.status().mints_left, other.status().mints_left), (3, 3));
 }
 
+/// C29: what could not be read is not written over, for it holds what other processes did. The attempt is written with the next one.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c29_a_store_that_cannot_be_read_is_not_written_over() {
+    let world = World::new();
+    world.persist();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    rig.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    let other = Rig::start(&world, pair("p1"));
+    let _ = other.tokens.wait(WAIT).await.unwrap();
+    world.break_store(&[Operation::Read]);
+    other.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    assert_eq!(other.tokens.current().unwrap().authorization, authorization("t3"));
+    world.break_store(&[]);
+    let third = Rig::start(&world, pair("p1"));
+    assert_eq!(third.tokens.wait(WAIT).await.unwrap().authorization, authorization("t2"));
+    assert_eq!(third.status().mints_left, 4);
+
+    other.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    let fourth = Rig::start(&world, pair("p1"));
+    assert_eq!(fourth.tokens.wait(WAIT).await.unwrap().authorization, authorization("t4"));
+    assert_eq!(fourth.status().mints_left, 2);
+}
+
 /// C29: the older token that a full disk leaves in the store is not another process's successor of the one that could not be saved.
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn c29_an_unsaved_token_does_not_give_way_to_the_stored_one() {
