@@ -251,12 +251,6 @@ impl Connection {
         Self { stream, http2, closed_for_writing: false, broken: None }
     }
 
-    /// Without TLS, for the tests of what goes over it.
-    #[cfg(test)]
-    pub(super) fn plain(stream: TcpStream) -> Self {
-        Self::new(Stream::Plain(stream), false)
-    }
-
     /// Until there is something to read, an end or an error included.
     #[cfg(test)]
     pub(super) async fn wait_for_reading(&self) {

@@ -63,7 +63,7 @@ async fn depart<B>(waiting: Rc<Waiting<B>>)
 where
     B: Body<Data = Bytes> + Unpin + 'static,
 {
-    poll_fn(|cx| {
+    poll_fn(|cx| -> Poll<()> {
         for connection in waiting.connections.borrow_mut().drain(..) {
             // One held here alone was given up meanwhile.
             if Rc::strong_count(&connection) > 1 {
@@ -73,7 +73,7 @@ where
         *waiting.task.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     })
-    .await
+    .await;
 }
 
 #[cfg(test)]

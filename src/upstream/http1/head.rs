@@ -268,7 +268,7 @@ mod tests {
             ("1.0", &["keep-alive", "close"], false),
             ("1.0", &["x"], false),
         ] {
-            let lines: String = connection.iter().map(|line| format!("Connection: {line}\r\n")).collect();
+            let lines = connection.iter().map(|line| format!("Connection: {line}\r\n")).collect::<Vec<_>>().concat();
             let head = complete(format!("HTTP/{version} 200 OK\r\n{lines}\r\n"));
             assert_eq!(head.keep_alive, expected, "{version} {connection:?}");
         }

@@ -39,6 +39,7 @@ impl Body for Pieces {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what a body yields")]
 fn data(bytes: &'static [u8]) -> Result<Frame<Bytes>, ()> {
     Ok(Frame::data(Bytes::from_static(bytes)))
 }
