@@ -28,6 +28,8 @@ pub(super) use head::MAX_BYTES as MAX_HEAD_BYTES;
 pub(crate) use head::{Framing, framing};
 
 mod decode;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod head;
 #[cfg(test)]
 mod tests;
