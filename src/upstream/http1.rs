@@ -10,6 +10,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -27,6 +28,8 @@ pub(super) use head::MAX_BYTES as MAX_HEAD_BYTES;
 pub(crate) use head::{Framing, framing};
 
 mod decode;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod head;
 #[cfg(test)]
 mod tests;
@@ -184,8 +187,9 @@ where
     /// Sends what can be sent at once, and leaves the rest to whoever waits for the response.
     pub(super) fn depart(&mut self) {
         self.upload.held = false;
-        let sent = self.poll_upload(&mut Context::from_waker(Waker::noop()));
-        if !matches!(sent, Poll::Ready(Ok(()))) {
+        // A body that panics must not end what others depart with: it panics again where its own request moves it.
+        let sent = catch_unwind(AssertUnwindSafe(|| self.poll_upload(&mut Context::from_waker(Waker::noop()))));
+        if !matches!(sent, Ok(Poll::Ready(Ok(())))) {
             self.wake_reader();
         }
     }

@@ -54,8 +54,12 @@ impl Wake for Flag {
     }
 }
 
-/// A connection, and the upstream's end of it.
 async fn connected() -> (Http1<Pieces>, TcpStream) {
+    connected_for().await
+}
+
+/// A connection, and the upstream's end of it.
+async fn connected_for<B: Body<Data = Bytes> + Unpin>() -> (Http1<B>, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
     let (far, _) = listener.accept().await.expect("a connection");
@@ -176,6 +180,32 @@ async fn b05_an_upload_that_fails_wakes_who_reads_the_response() {
     assert!(reader.0.load(Ordering::SeqCst), "the reader sleeps on");
     assert!(matches!(frame(&mut connection).await, Some(Err(Error::RequestBody))));
     assert!(!connection.is_complete());
+}
+
+/// Panics as soon as it is read.
+struct Panics;
+
+impl Body for Panics {
+    type Data = Bytes;
+    type Error = ();
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ()>>> {
+        panic!("as asked")
+    }
+}
+
+/// B54: many requests depart in one task; a panic reaches the one that waits for this response.
+#[tokio::test]
+async fn b54_a_body_that_panics_is_left_to_its_own_request() {
+    let (mut connection, _upstream) = connected_for().await;
+    connection.begin(&request(Method::POST), Panics);
+    let reader = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&reader));
+    assert!(connection.poll_head(&mut Context::from_waker(&waker)).is_pending());
+    connection.depart();
+    assert!(reader.0.load(Ordering::SeqCst), "the request waits on");
+    let again = std::panic::AssertUnwindSafe(|| connection.poll_head(&mut Context::from_waker(&waker)));
+    assert!(std::panic::catch_unwind(again).is_err());
 }
 
 #[tokio::test]
