@@ -64,7 +64,8 @@ pub enum Command {
     Quit,
 }
 
-/// Connections at a time, where the process may open enough files; more wait in the kernel's queue until one of these ends, which none can put off for longer than [`CONNECTION_DEADLINE`].
+/// Connections at a time, where the process may open enough files; more wait in the kernel's queue until one of these ends, which none can put off for
+/// longer than [`CONNECTION_DEADLINE`].
 pub(crate) const MAX_CONNECTIONS: usize = 64;
 /// Requests at a time, over all connections.
 const MAX_REQUESTS: usize = 32;

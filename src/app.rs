@@ -60,9 +60,6 @@ pub fn run(mut loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     for warning in loaded.warnings.iter().chain(&room.shortage) {
         tracing::warn!("{warning}");
     }
-    if !sandboxed {
-        tracing::info!("not sandboxed: it is turned off");
-    }
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -160,7 +160,12 @@ fn run(sources: Sources) -> ExitCode {
         }
     };
     match telemetry::init(&loaded.config.log, sandboxed) {
-        Ok(telemetry) => app::run(loaded, sources, &telemetry, sandboxed),
+        Ok(telemetry) => {
+            if !sandboxed {
+                tracing::info!("not sandboxed: it is turned off");
+            }
+            app::run(loaded, sources, &telemetry, sandboxed)
+        }
         Err(error) => failure(&error),
     }
 }

@@ -85,12 +85,12 @@ mod tests {
     use http::uri::PathAndQuery;
     use http::{HeaderMap, Method};
     use http_body::Frame;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::upstream::connect::Connection;
-    use crate::upstream::http1::RequestHead;
+    use crate::upstream::http1::{self, RequestHead};
 
     /// A body whose polling is a mistake, or that is not polled.
     struct Panics;
@@ -126,6 +126,20 @@ mod tests {
         let (connection, mut upstream) = connection(&listener).await;
         departures.add(connection);
         assert_eq!(arrives(&mut upstream).await, b"", "the connection closes");
+    }
+
+    /// D14: a connection that ends, or speaks first, before the request departs has not got it: any method may go elsewhere, with its body.
+    #[tokio::test(flavor = "local")]
+    async fn d14_what_comes_before_the_departure_is_no_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for bytes in ["", "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"] {
+            let (connection, mut upstream) = connection(&listener).await;
+            upstream.write_all(bytes.as_bytes()).await.unwrap();
+            drop(upstream);
+            let came = poll_fn(|cx| connection.borrow_mut().poll_head(cx)).await;
+            assert!(matches!(came, Err(http1::Error::NotSent)), "{bytes:?}: {came:?}");
+            assert!(connection.borrow_mut().take_back().is_some());
+        }
     }
 
     /// B54: a panic costs the requests that departed with the one that panicked, and none after.

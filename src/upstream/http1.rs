@@ -53,8 +53,8 @@ pub struct RequestHead {
 /// Why an exchange failed. Nothing of a message is quoted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The connection was closed before it took a byte of the request.
-    #[error("the connection was closed before the request was sent")]
+    /// The connection ended, or something came on it, before it took a byte of the request.
+    #[error("the connection ended, or something came on it, before the request was sent")]
     NotSent,
     /// The request's own body failed; the cause lies downstream.
     #[error("the request body failed")]
@@ -228,8 +228,16 @@ where
                     self.keep_alive = delimited && head.keep_alive;
                     return Poll::Ready(Ok(head.parts));
                 }
-                None if ready!(self.poll_receive(cx))? == 0 => return Poll::Ready(Err(Error::Closed)),
-                None => {}
+                None => {
+                    let received = ready!(self.poll_receive(cx));
+                    if !self.upload.begun {
+                        // Whatever it is, it is no answer: as with a connection that is not quiet any more.
+                        return Poll::Ready(Err(Error::NotSent));
+                    }
+                    if received? == 0 {
+                        return Poll::Ready(Err(Error::Closed));
+                    }
+                }
             }
         }
     }
