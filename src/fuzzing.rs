@@ -23,6 +23,8 @@ use crate::server::stream::Stream;
 use crate::shutdown::Stage;
 use crate::upstream::single::Reply;
 
+pub use crate::upstream::http1::fuzzing::{UpstreamResponse, upstream_response};
+
 /// Whether some upstream could take this path for the minting one.
 pub fn is_minting_path(path: &str) -> bool {
     crate::proxy::guard::is_minting_path(path)

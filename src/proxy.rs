@@ -38,7 +38,7 @@ mod exchange;
 pub mod guard;
 pub mod headers;
 pub mod policy;
-mod replay;
+pub mod replay;
 
 /// Everything that the requests of one worker share.
 pub struct Proxy {

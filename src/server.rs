@@ -221,14 +221,18 @@ fn cut(stream: Stream) {
 /// TLS where it is configured, within `limit`. A failed handshake is the downstream's to notice.
 async fn handshake(stream: Stream, tls: Option<TlsAcceptor>, limit: Duration) -> Option<Stream> {
     match (tls, stream) {
-        (Some(acceptor), Stream::Tcp(stream)) => match tokio::time::timeout(limit, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a TLS handshake failed");
-                None
+        (Some(acceptor), Stream::Tcp(stream)) => {
+            // On the heap: inside this future its kilobyte would stay with every connection, plain ones too, to its end.
+            let accepted = Box::pin(acceptor.accept(stream));
+            match tokio::time::timeout(limit, accepted).await {
+                Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    None
+                }
+                Err(_) => None,
             }
-            Err(_) => None,
-        },
+        }
         (_, stream) => Some(stream),
     }
 }

@@ -110,9 +110,12 @@ fn or_off<T>(inner: impl Fn(&Value) -> Checked<T>) -> impl Fn(&Value) -> Checked
     }
 }
 
-/// `1 MiB` as people write it in the file: without the space.
+/// As people write it in the file, in the largest unit that leaves no fraction: `1MiB`. [`ByteSize`] would take a logarithm for it, the only one in the
+/// program, for which every process would load the C library's mathematics.
 fn shown(bytes: u64) -> String {
-    if bytes < 1024 { bytes.to_string() } else { ByteSize(bytes).display().iec().to_string().replace(".0 ", "").replace(' ', "") }
+    const UNITS: [&str; 7] = ["", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = if bytes == 0 { 0 } else { bytes.trailing_zeros() / 10 };
+    format!("{}{}", bytes >> (10 * unit), UNITS[unit as usize])
 }
 
 /// One of a few words.
@@ -262,6 +265,11 @@ mod tests {
         );
         check(size_or_off(1..=u64::MAX), &[(r#""off""#, Some(None)), (r#""1GiB""#, Some(Some(1 << 30))), ("0", None)]);
         assert_eq!(size(kib(8)..=kib(1024))(&Value::from(1)).unwrap_err(), r#"must be a size from 8KiB to 1MiB, such as "64KiB""#);
+        let rows =
+            [(0, "0"), (1023, "1023"), (1 << 10, "1KiB"), (1536, "1536"), (1_023 << 10, "1023KiB"), (16 << 20, "16MiB"), (1 << 50, "1PiB")];
+        for (bytes, text) in rows {
+            assert_eq!(shown(bytes), text);
+        }
     }
 
     #[test]

@@ -73,8 +73,8 @@ const REQUEST_SECONDS: [f64; 17] =
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct WorkerMetrics {
-    /// One cell per method × source × status: 80 KiB, of which a worker touches a handful of lines.
-    requests: Box<[AtomicU64]>,
+    /// One cell per method × source × status. Those of a method are made with its first request: 8 KiB, where all would take 80.
+    requests: [OnceLock<Box<[AtomicU64]>>; METHODS.len() + 1],
     pub(super) duration: Histogram<{ REQUEST_SECONDS.len() }>,
     in_flight: AtomicI64,
     pub(super) errors: Labelled<{ ERROR_CODES.len() }>,
@@ -106,7 +106,7 @@ impl WorkerMetrics {
     /// `rules` is the number of policy rules, which bounds the label `rule`.
     pub fn new(rules: usize) -> Self {
         Self {
-            requests: (0..METHOD_CELLS * (METHODS.len() + 1)).map(|_| AtomicU64::new(0)).collect(),
+            requests: [const { OnceLock::new() }; METHODS.len() + 1],
             duration: Histogram::new(&REQUEST_SECONDS),
             in_flight: AtomicI64::new(0),
             errors: Labelled::new(&ERROR_CODES),
@@ -135,7 +135,9 @@ impl WorkerMetrics {
     /// The last byte of a response left, or the exchange ended otherwise; `duration` since the head arrived.
     pub fn request_finished(&self, method: &Method, status: StatusCode, source: ResponseSource, duration: Duration) {
         self.in_flight.fetch_sub(1, Relaxed);
-        self.requests[cell(method, status, source)].fetch_add(1, Relaxed);
+        let (method, cell) = cell(method, status, source);
+        let cells = self.requests[method].get_or_init(|| (0..METHOD_CELLS).map(|_| AtomicU64::new(0)).collect());
+        cells[cell].fetch_add(1, Relaxed);
         self.duration.observe(duration);
     }
 
@@ -184,7 +186,10 @@ impl WorkerMetrics {
 
     /// The counts of [`request_finished`](Self::request_finished), in a fixed order; [`request_labels`] names them.
     pub(super) fn requests(&self) -> impl Iterator<Item = u64> + '_ {
-        self.requests.iter().map(|count| count.load(Relaxed))
+        self.requests
+            .iter()
+            .map(OnceLock::get)
+            .flat_map(|cells| (0..METHOD_CELLS).map(move |cell| cells.map_or(0, |cells| cells[cell].load(Relaxed))))
     }
 
     pub(super) fn bytes(&self) -> (u64, u64) {
@@ -207,15 +212,15 @@ impl WorkerMetrics {
     }
 }
 
-/// Where a request is counted. [`request_labels`] is its inverse.
-fn cell(method: &Method, status: StatusCode, source: ResponseSource) -> usize {
+/// Where a request is counted: which method, and which cell of it. [`request_labels`] is its inverse.
+fn cell(method: &Method, status: StatusCode, source: ResponseSource) -> (usize, usize) {
     let method = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len());
     let source = usize::from(source == ResponseSource::Proxy);
     let status = if STATUSES.contains(&status.as_u16()) { status.as_u16() - STATUSES.start } else { STATUSES.end - STATUSES.start };
-    method * METHOD_CELLS + source * STATUS_CELLS + usize::from(status)
+    (method, source * STATUS_CELLS + usize::from(status))
 }
 
-/// The labels `method`, `status` and `source` of the cell at `index`.
+/// The labels `method`, `status` and `source` of the count at `index` of [`WorkerMetrics::requests`].
 pub(super) fn request_labels(index: usize) -> [(&'static str, String); 3] {
     let method = METHODS.get(index / METHOD_CELLS).unwrap_or(&OTHER);
     let source = if index % METHOD_CELLS < STATUS_CELLS { ResponseSource::Upstream } else { ResponseSource::Proxy };

@@ -33,7 +33,7 @@ pub(super) struct Attempts {
 /// The one live body and what was copied of it.
 struct Source {
     incoming: RefCell<Incoming>,
-    copy: RefCell<Copy>,
+    copy: RefCell<BodyCopy>,
     /// Bytes received so far.
     received: Cell<u64>,
     limit: Option<u64>,
@@ -44,11 +44,35 @@ struct Source {
     metrics: Arc<WorkerMetrics>,
 }
 
-enum Copy {
-    /// Everything received so far, and how much it may become.
-    Kept { bytes: Vec<u8>, limit: usize },
+/// What was received of a body, kept for the second attempt.
+pub enum BodyCopy {
+    /// Everything received so far, and how much it may become, in bytes.
+    Kept {
+        /// Never longer than `limit`.
+        bytes: Vec<u8>,
+        /// `token.replay_buffer`
+        limit: usize,
+    },
     /// Not wanted, too large, or used up.
     Gone,
+}
+
+impl BodyCopy {
+    /// Of a body of which nothing was received yet.
+    pub fn new(limit: usize) -> Self {
+        Self::Kept { bytes: Vec::new(), limit }
+    }
+
+    /// Adds what was just received; what would be longer than the limit is dropped as a whole.
+    pub fn add(&mut self, data: &[u8]) {
+        if let Self::Kept { bytes, limit } = self {
+            if bytes.len() + data.len() > *limit {
+                *self = Self::Gone;
+            } else {
+                bytes.extend_from_slice(data);
+            }
+        }
+    }
 }
 
 /// Why a request body ended early.
@@ -75,8 +99,8 @@ impl Attempts {
         let bodyless = incoming.is_end_stream();
         let announced = incoming.size_hint().exact();
         let copy = match keep {
-            Some(limit) if !bodyless && announced.is_none_or(|length| length <= limit as u64) => Copy::Kept { bytes: Vec::new(), limit },
-            _ => Copy::Gone,
+            Some(limit) if !bodyless && announced.is_none_or(|length| length <= limit as u64) => BodyCopy::new(limit),
+            _ => BodyCopy::Gone,
         };
         let source = Source {
             incoming: RefCell::new(incoming),
@@ -116,9 +140,9 @@ impl Attempts {
         if self.source.failure.get().is_some() {
             return None;
         }
-        match std::mem::replace(&mut *self.source.copy.borrow_mut(), Copy::Gone) {
-            Copy::Kept { bytes, .. } => Some(self.body(bytes)),
-            Copy::Gone => None,
+        match std::mem::replace(&mut *self.source.copy.borrow_mut(), BodyCopy::Gone) {
+            BodyCopy::Kept { bytes, .. } => Some(self.body(bytes)),
+            BodyCopy::Gone => None,
         }
     }
 
@@ -184,22 +208,11 @@ impl Source {
             if self.limit.is_some_and(|limit| self.received.get() > limit) {
                 return Poll::Ready(Some(Err(BodyFailure::TooLarge)));
             }
-            self.copy(&data);
+            self.copy.borrow_mut().add(&data);
             if self.incoming.borrow().is_end_stream() {
                 self.clock.uploaded();
             }
             return Poll::Ready(Some(Ok(data)));
-        }
-    }
-
-    fn copy(&self, data: &Bytes) {
-        let mut copy = self.copy.borrow_mut();
-        if let Copy::Kept { bytes, limit } = &mut *copy {
-            if bytes.len() + data.len() > *limit {
-                *copy = Copy::Gone;
-            } else {
-                bytes.extend_from_slice(data);
-            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Keeps the token and the history of mints across restarts, so that neither a restart nor a crash loop mints needlessly.
 //!
 //! A store is a convenience: where it fails, the token in memory serves on. Each operation therefore returns its error to the caller, who logs and
-//! counts it ([`StoreError::operation`]) and goes on as if the store were empty.
+//! counts it ([`StoreError::operation`]) and goes on as if the store were empty. What was refused may then be replaced; what the disk failed to read
+//! ([`StoreError::Io`]) must not be written over, since it may hold the history of all processes.
 //!
 //! How a mint is done with a store that others share: [`lock`](Store::lock) it, [`load`](Store::load) it again (somebody else may have minted meanwhile:
 //! use that token), [`save`](Store::save) it with the attempt in its history *before* the request is sent (a process that dies in the middle has still

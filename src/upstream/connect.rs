@@ -236,6 +236,8 @@ pub struct Connection {
     http2: bool,
     /// The upstream takes nothing more; see [`Connection::unless_closed`].
     closed_for_writing: bool,
+    /// What a write met that a read must still tell; see [`Connection::unless_broken`].
+    broken: Option<io::ErrorKind>,
 }
 
 #[derive(Debug)]
@@ -246,7 +248,15 @@ enum Stream {
 
 impl Connection {
     fn new(stream: Stream, http2: bool) -> Self {
-        Self { stream, http2, closed_for_writing: false }
+        Self { stream, http2, closed_for_writing: false, broken: None }
+    }
+
+    /// Until there is something to read, an end or an error included.
+    #[cfg(test)]
+    pub(super) async fn wait_for_reading(&self) {
+        if let Stream::Plain(stream) = &self.stream {
+            stream.readable().await.expect("a socket of this runtime");
+        }
     }
 
     /// Without TLS.
@@ -262,6 +272,11 @@ impl Connection {
     /// An upstream that refuses an upload answers and closes, and the rest of the upload meets a closed connection. The answer has arrived by then, so a
     /// failed write must not end the exchange (RFC 9112 section 9.5): from then on what is written is dropped, and reading tells how it ended.
     fn unless_closed(&mut self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(error)) = &written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.broken = Some(error.kind());
+        }
         match written {
             Poll::Ready(Err(error)) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 self.closed_for_writing = true;
@@ -283,6 +298,15 @@ impl Connection {
         }
     }
 
+    /// The system reports a reset once. Where a write met it, reading would end without an error behind what had arrived, and a response that only the
+    /// end of the connection delimits would pass for complete. (Behind the stream's end a reset is a broken pipe, and the response was complete.)
+    fn unless_broken(&self, read: Poll<io::Result<()>>, is_end: bool) -> Poll<io::Result<()>> {
+        match (self.broken, &read) {
+            (Some(kind), Poll::Ready(Ok(()))) if is_end => Poll::Ready(Err(kind.into())),
+            _ => read,
+        }
+    }
+
     /// Whether the upstream takes nothing more; what is written is dropped.
     pub fn is_closed_for_writing(&self) -> bool {
         self.closed_for_writing
@@ -291,8 +315,14 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+        let this = self.get_mut();
+        match &mut this.stream {
+            Stream::Plain(stream) => {
+                let before = buffer.filled().len();
+                let read = Pin::new(stream).poll_read(cx, buffer);
+                this.unless_broken(read, buffer.filled().len() == before)
+            }
+            // Its end is told by TLS itself.
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }

@@ -40,11 +40,6 @@ where
 
     /// Sends the request that was begun on `connection` behind everything that is ready now; unless nobody else holds the connection by then.
     pub(super) fn add(&self, connection: Rc<RefCell<Http1<B>>>) {
-        if self.task.is_finished() {
-            // A panic ended it, which must not cost the requests to come more than the time that it saved them.
-            connection.borrow_mut().depart();
-            return;
-        }
         self.waiting.connections.borrow_mut().push(connection);
         if let Some(task) = self.waiting.task.take() {
             task.wake();
@@ -63,7 +58,7 @@ async fn depart<B>(waiting: Rc<Waiting<B>>)
 where
     B: Body<Data = Bytes> + Unpin + 'static,
 {
-    poll_fn(|cx| {
+    poll_fn(|cx| -> Poll<()> {
         for connection in waiting.connections.borrow_mut().drain(..) {
             // One held here alone was given up meanwhile.
             if Rc::strong_count(&connection) > 1 {
@@ -73,7 +68,7 @@ where
         *waiting.task.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     })
-    .await
+    .await;
 }
 
 #[cfg(test)]
@@ -92,7 +87,7 @@ mod tests {
     use crate::upstream::connect::Connection;
     use crate::upstream::http1::{self, RequestHead};
 
-    /// A body whose polling is a mistake, or that is not polled.
+    /// A body that nobody may poll here.
     struct Panics;
 
     impl Body for Panics {
@@ -140,22 +135,5 @@ mod tests {
             assert!(matches!(came, Err(http1::Error::NotSent)), "{bytes:?}: {came:?}");
             assert!(connection.borrow_mut().take_back().is_some());
         }
-    }
-
-    /// B54: a panic costs the requests that departed with the one that panicked, and none after.
-    #[tokio::test(flavor = "local")]
-    async fn b54_a_panic_stops_no_departure_but_its_own() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let departures = Departures::start();
-        let (first, mut upstream) = connection(&listener).await;
-        departures.add(Rc::clone(&first));
-        assert_eq!(arrives(&mut upstream).await, b"POST /x HTTP/1.1\r\n\r\n");
-        while !departures.task.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        let (second, mut upstream) = connection(&listener).await;
-        let departed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| departures.add(Rc::clone(&second))));
-        assert!(departed.is_err(), "it departs at once, and panics where its own request does");
-        assert_eq!(arrives(&mut upstream).await, b"POST /x HTTP/1.1\r\n\r\n");
     }
 }

@@ -8,7 +8,7 @@
 //! awaited [`Http1::poll_head`] does both; once there is one, the response is moved by its reader, who may be slower than the upload, so that what is
 //! left of the upload must be moved by somebody else ([`Http1::poll_upload`]).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Write as _};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
@@ -18,6 +18,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::task::coop;
 
 use super::connect::Connection;
 use decode::Decoder;
@@ -26,7 +27,11 @@ pub(super) use head::MAX_BYTES as MAX_HEAD_BYTES;
 pub(crate) use head::{Framing, framing};
 
 mod decode;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod head;
+#[cfg(test)]
+mod tests;
 
 /// What is read at a time, in bytes: enough for a head and a small body,
 const MIN_READ: usize = 4 * 1024;
@@ -145,8 +150,10 @@ where
     /// Whether nothing came since the last exchange: neither a close nor bytes, which nobody asked for and which could pass for the next response
     /// (RFC 9112 section 6.3). What TLS alone has to say is read and is nothing.
     pub(super) fn is_quiet(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.io.is_quiet(&mut cx) || self.poll_receive(&mut cx).is_pending()
+        // Out of budget, which other work of this task may have used up, tokio would say that there is nothing.
+        let arrival =
+            pin!(coop::unconstrained(poll_fn(|cx| { if self.io.is_quiet(cx) { Poll::Pending } else { self.poll_receive(cx).map(drop) } })));
+        arrival.poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Gives back the memory that an idle connection does not need.
@@ -176,11 +183,12 @@ where
         self.anything_came = false;
     }
 
-    /// Sends what can be sent at once, and leaves the rest to whoever waits for the response.
+    /// Sends a request without a body, and leaves any other to whoever waits for its response: what many depart with polls nobody's body.
     pub(super) fn depart(&mut self) {
         self.upload.held = false;
-        let sent = self.poll_upload(&mut Context::from_waker(Waker::noop()));
-        if !matches!(sent, Poll::Ready(Ok(()))) {
+        let is_sent = matches!(self.upload.body, Rest::Nothing | Rest::Length { left: 0, .. })
+            && matches!(self.poll_upload(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
+        if !is_sent {
             self.wake_reader();
         }
     }
@@ -288,6 +296,7 @@ where
                 Poll::Ready(Ok(false)) => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     self.upload.flushed = true;
+                    self.reader = None;
                 }
                 Poll::Ready(Err(error)) => {
                     self.upload.body = Rest::Failed;

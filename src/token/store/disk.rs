@@ -72,6 +72,9 @@ impl PrivateFile {
                 Ok(file) => File::from(file),
                 Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::LOOP) => return Err(Problem::Refused("it is a symbolic link".to_owned())),
+                // Another user's, or a socket: not a failure of the disk, which would be gone another time.
+                Err(Errno::ACCESS) => return Err(Problem::Refused("this process may not read it".to_owned())),
+                Err(Errno::NXIO) => return Err(Problem::Refused("it is not a regular file".to_owned())),
                 Err(error) => return Err(error.into()),
             };
             let opened = file.metadata()?;
@@ -272,6 +275,10 @@ mod tests {
 
         let place = Place::new();
         rustix::fs::mknodat(rustix::fs::CWD, &place.file.path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        place.assert_refused("not a regular file");
+
+        let place = Place::new();
+        let _socket = std::os::unix::net::UnixListener::bind(&place.file.path).unwrap();
         place.assert_refused("not a regular file");
 
         PrivateFile::new("/dev/null".into()).read().unwrap_err();

@@ -101,7 +101,7 @@ pub(super) enum Attempted {
 /// instead of finding its unfinished attempt.
 pub(super) async fn read<S: TokenStore>(store: Rc<S>, pair: &Pair, wall: Wall, seen: Rc<RefCell<Seen>>, trouble: StoreTrouble) -> Contents {
     let lock = lock(&*store, &trouble).await;
-    let mut stored = load(&*store, pair, &trouble).await;
+    let Some(mut stored) = load(&*store, pair, &trouble).await else { return Contents::default() };
     if lock.is_ok() {
         settle(&*store, pair, &mut stored, wall(), &trouble).await;
     }
@@ -112,16 +112,20 @@ pub(super) async fn read<S: TokenStore>(store: Rc<S>, pair: &Pair, wall: Wall, s
 /// Locks, looks, mints, stores.
 ///
 /// The attempt is written down *before* it is sent and struck out after one that certainly left no token. A process that is killed in between has
-/// counted a mint too many rather than one too few, so a crash loop stays inside the budget.
+/// counted a mint too many rather than one too few, so a crash loop stays inside the budget. A store that the disk fails to read is done without, and
+/// left as it is.
 pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: Rc<S>, pair: &Pair, order: Order) -> Attempted {
     // Held to the end: the next process finds the new token in the store.
     let Ok(_lock) = lock(&*store, &order.trouble).await else { return Attempted::LockBusy };
-    let mut stored = load(&*store, pair, &order.trouble).await;
+    let loaded = load(&*store, pair, &order.trouble).await;
     // The lock of another process can last as long as its mint. A token of replaced credentials would be made to be thrown away.
     if order.in_force.get() != Some(order.credentials) {
         return Attempted::Outdated;
     }
     let (now, today) = (Instant::now(), (order.wall)());
+    // What could not be read is not written over, for it holds what other processes did. This attempt waits in `unsaved` for the next one.
+    let is_readable = loaded.is_some();
+    let mut stored = loaded.unwrap_or_default();
     settle(&*store, pair, &mut stored, today, &order.trouble).await;
     let adopted = stored.token.clone().filter(|token| order.seen.borrow().is_new(token));
     if let Some(theirs) = adopted {
@@ -129,7 +133,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
         order.seen.borrow_mut().look_at_token(&stored);
         return Attempted::Adopted(theirs);
     }
-    let is_unseen = stored.attempts.iter().max() != order.seen.borrow().attempt.as_ref();
+    let is_unseen = is_readable && stored.attempts.iter().max() != order.seen.borrow().attempt.as_ref();
     stored.attempts.extend(order.seen.borrow().unsaved.iter().filter_map(|at| today.checked_sub(now.saturating_duration_since(*at))));
     if let Some(wait) = held_back(&order, &stored, is_unseen, now, today) {
         return Attempted::Deferred(wait);
@@ -139,7 +143,7 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     stored.attempts.push(today);
     // An operator's mint may pass by what other processes did; it does not make that known to the next one of its own accord.
     let passed_by = is_unseen && order.pause_after == PauseAfter::None;
-    let is_written = save(&*store, pair, &stored, &order, passed_by).await;
+    let is_written = is_readable && save(&*store, pair, &stored, &order, passed_by).await;
 
     let display = upstream.display();
     order.sent.replace(Some(display.name.clone()));
@@ -156,7 +160,8 @@ pub(super) async fn attempt<U: Upstream, S: TokenStore>(upstream: Rc<U>, store: 
     if let Outcome::Minted(Minted { token, id, name }) = &outcome {
         stored.token = Some(StoredToken { token: token.clone(), id: id.clone(), name: name.clone(), created: today });
     }
-    if !save(&*store, pair, &stored, &order, passed_by).await && !is_written && outcome.may_have_left_a_token() {
+    let is_saved = is_readable && save(&*store, pair, &stored, &order, passed_by).await;
+    if !is_saved && !is_written && outcome.may_have_left_a_token() {
         let unsaved = &mut order.seen.borrow_mut().unsaved;
         unsaved.retain(|at| at.elapsed() < BUDGET_WINDOW);
         unsaved.push(Instant::now());
@@ -197,11 +202,15 @@ async fn lock<S: TokenStore>(store: &S, trouble: &StoreTrouble) -> Result<Option
 
 struct Busy;
 
-async fn load<S: TokenStore>(store: &S, pair: &Pair, trouble: &StoreTrouble) -> Contents {
-    store.load(pair).await.unwrap_or_else(|error| {
-        trouble.tell(&error);
-        Contents::default()
-    })
+/// None where the disk failed, so that nobody knows what the store holds. What is refused (damaged, foreign) holds nothing, and may be replaced.
+async fn load<S: TokenStore>(store: &S, pair: &Pair, trouble: &StoreTrouble) -> Option<Contents> {
+    match store.load(pair).await {
+        Ok(contents) => Some(contents),
+        Err(error) => {
+            trouble.tell(&error);
+            matches!(error, StoreError::Refused { .. }).then(Contents::default)
+        }
+    }
 }
 
 /// Whether it worked. Then it holds all that this process had to put there, and is what it last saw; except for the attempts that were `passed_by`.

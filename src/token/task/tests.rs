@@ -11,6 +11,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::*;
+use crate::token::store::Operation;
 use crate::token::{ActiveToken, Unavailable};
 use script::{Deed, Mint, Rig, World, authorization, pair, token_file};
 
@@ -19,6 +20,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const WAIT: Duration = Duration::from_secs(10);
 const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
+const EVERYTHING: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Lock];
 
 /// Lets the task do all that it can do without time passing.
 async fn settle() {
@@ -364,7 +366,7 @@ async fn c30_a_foreign_stored_token_is_never_sent_with_a_request() {
 async fn c29_a_broken_store_does_not_stop_the_service() {
     let world = World::new();
     world.persist();
-    world.break_store(true);
+    world.break_store(&EVERYTHING);
     let rig = Rig::start(&world, pair("p1"));
     assert_eq!(rig.tokens.wait(WAIT).await.unwrap().generation, 1);
     sleep(2 * MINUTE).await;
@@ -391,17 +393,86 @@ async fn c26_a_clock_set_back_does_not_hold_mints_back_for_years() {
 async fn c29_attempts_are_not_forgotten_while_the_disk_is_full() {
     let world = World::new();
     world.persist();
-    world.break_store(true);
+    world.break_store(&EVERYTHING);
     let rig = Rig::start(&world, pair("p1"));
     let _ = rig.tokens.wait(WAIT).await.unwrap();
     rig.control.refresh().await.unwrap();
     sleep(SECOND).await;
-    world.break_store(false);
+    world.break_store(&[]);
     rig.control.refresh().await.unwrap();
     sleep(SECOND).await;
     let other = Rig::start(&world, pair("p1"));
     let _ = other.tokens.wait(WAIT).await.unwrap();
     assert_eq!((rig.status().mints_left, other.status().mints_left), (3, 3));
+}
+
+/// C29: what could not be read is not written over, for it holds what other processes did. The attempt is written with the next one.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c29_a_store_that_cannot_be_read_is_not_written_over() {
+    let world = World::new();
+    world.persist();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    rig.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    let other = Rig::start(&world, pair("p1"));
+    let _ = other.tokens.wait(WAIT).await.unwrap();
+    world.break_store(&[Operation::Read]);
+    other.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    assert_eq!(other.tokens.current().unwrap().authorization, authorization("t3"));
+    world.break_store(&[]);
+    let third = Rig::start(&world, pair("p1"));
+    assert_eq!(third.tokens.wait(WAIT).await.unwrap().authorization, authorization("t2"));
+    assert_eq!(third.status().mints_left, 4);
+
+    other.control.refresh().await.unwrap();
+    sleep(SECOND).await;
+    let fourth = Rig::start(&world, pair("p1"));
+    assert_eq!(fourth.tokens.wait(WAIT).await.unwrap().authorization, authorization("t4"));
+    assert_eq!(fourth.status().mints_left, 2);
+}
+
+/// C29: the older token that a full disk leaves in the store is not another process's successor of the one that could not be saved.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c29_an_unsaved_token_does_not_give_way_to_the_stored_one() {
+    let world = World::new();
+    world.persist();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    rig.task.abort();
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    world.break_store(&[Operation::Write]);
+    world.forget_deeds();
+    for dead in ["t1", "t2"] {
+        sleep(2 * MINUTE).await;
+        world.kill(dead);
+        let token = rig.tokens.current().unwrap();
+        assert_eq!(token.authorization, authorization(dead));
+        let _ = rig.tokens.reject(&token, FORBIDDEN, true, WAIT).await;
+    }
+    assert_eq!(world.deeds(), [Deed::Probe("t1"), Deed::Mint(1), Deed::Probe("t2"), Deed::Mint(2)]);
+}
+
+/// C29: attempts that could not be written are written later with the time at which they were made, however long the disk takes.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c29_late_attempts_keep_their_time_on_a_slow_disk() {
+    let world = World::new();
+    world.persist();
+    world.break_store(&EVERYTHING);
+    let rig = Rig::start(&world, pair("p1"));
+    let _ = rig.tokens.wait(WAIT).await.unwrap();
+    let attempted = world.today();
+    sleep(MINUTE).await;
+    world.break_store(&[]);
+    // What lies in the future is moved first, with a save of its own.
+    world.store("p1", Contents { token: None, attempts: vec![world.today() + HOUR] });
+    world.save_takes(5 * SECOND);
+    rig.control.refresh().await.unwrap();
+    sleep(MINUTE).await;
+    assert_eq!(world.stored_attempts().first(), Some(&attempted));
+    assert_eq!(world.stored_attempts().len(), 3);
 }
 
 /// C31: the first mint with new credentials need not wait for the interval; it is the first one of all processes together.

@@ -56,7 +56,8 @@ pub(super) struct World {
     deeds: RefCell<Vec<(Instant, Deed)>>,
 
     persists: Cell<bool>,
-    broken: Cell<bool>,
+    broken: RefCell<Vec<Operation>>,
+    save_takes: Cell<Duration>,
     stored: RefCell<Option<(Password, Contents)>>,
     lock: Arc<Mutex<()>>,
 }
@@ -72,7 +73,8 @@ impl World {
             revocable: Cell::new(false),
             deeds: RefCell::default(),
             persists: Cell::new(false),
-            broken: Cell::new(false),
+            broken: RefCell::default(),
+            save_takes: Cell::new(Duration::ZERO),
             stored: RefCell::default(),
             lock: Arc::default(),
         })
@@ -105,13 +107,23 @@ impl World {
         self.persists.set(true);
     }
 
-    pub(super) fn break_store(&self, broken: bool) {
-        self.broken.set(broken);
+    /// These fail from now on, the others work.
+    pub(super) fn break_store(&self, broken: &[Operation]) {
+        self.broken.replace(broken.to_vec());
+    }
+
+    pub(super) fn save_takes(&self, duration: Duration) {
+        self.save_takes.set(duration);
     }
 
     /// What another process put into the store with this password.
     pub(super) fn store(&self, password: &str, contents: Contents) {
         self.stored.replace(Some((Password::new(password.to_owned()).unwrap(), contents)));
+    }
+
+    /// The times of the attempts in the store.
+    pub(super) fn stored_attempts(&self) -> Vec<SystemTime> {
+        self.stored.borrow().iter().flat_map(|(_, contents)| contents.attempts.clone()).collect()
     }
 
     /// As another process takes it.
@@ -151,7 +163,7 @@ impl World {
     fn check(&self, operation: Operation) -> Result<(), StoreError> {
         let error =
             || StoreError::Io { operation, path: "/state/token.json".into(), source: std::io::ErrorKind::ReadOnlyFilesystem.into() };
-        if self.broken.get() { Err(error()) } else { Ok(()) }
+        if self.broken.borrow().contains(&operation) { Err(error()) } else { Ok(()) }
     }
 }
 
@@ -251,6 +263,7 @@ impl TokenStore for Seen {
     }
 
     async fn save(&self, contents: Contents, pair: &Pair) -> Result<(), StoreError> {
+        sleep(self.0.save_takes.get()).await;
         self.0.check(Operation::Write)?;
         if self.0.persists.get() {
             let mut stored = self.0.stored.borrow_mut();

@@ -42,9 +42,9 @@ pub(super) struct Disk {
     content: RefCell<Content>,
 }
 
-/// Give or take what a mint takes.
+/// The program dates what it could not write by the end of the save that failed, the judge by the end of the mint before.
 pub(super) fn is_near(one: SystemTime, other: SystemTime) -> bool {
-    one.duration_since(other).unwrap_or_else(|error| error.duration()) <= PATIENCE
+    one.duration_since(other).unwrap_or_else(|error| error.duration()) <= Duration::from_millis(100)
 }
 
 #[derive(Debug, Default)]
@@ -157,6 +157,7 @@ impl TokenStore for Host {
         }
         let worked = self.operate(Operation::Read).await;
         self.life.read_at.set(Instant::now());
+        self.life.load_failed.set(worked.is_err());
         worked?;
         let contents = self.world.disk.read(pair, self.world.wall(self.life.process))?;
         self.life.loaded.set(true);

@@ -39,6 +39,8 @@ struct Attempt {
     life: usize,
     credentials: Option<usize>,
     start: Instant,
+    /// None while it is in flight, and where it was cut off.
+    end: Option<Instant>,
     state: State,
     /// Under the store's lock.
     locked: bool,
@@ -97,7 +99,7 @@ impl World {
         self.judge_budget(life, now);
         self.judge_interval(life, credentials, asked, now);
         self.judge_need(life, password, asked);
-        if self.plan.shared_store && !life.saved.get() && !life.save_failed.get() {
+        if self.plan.shared_store && !life.saved.get() && !life.save_failed.get() && !life.load_failed.get() {
             self.violated(&format!("an attempt is written down before it is sent: {name} is not"));
         }
         if let Some((not_before, why)) = life.pace.borrow().not_before
@@ -113,6 +115,7 @@ impl World {
             life: life.number,
             credentials,
             start: now,
+            end: None,
             state: State::InFlight,
             locked: life.locked.get(),
             remembered: life.saved.get(),
@@ -201,9 +204,11 @@ impl World {
     /// `life` has written the store's file, in which the token `before` was until now.
     pub(super) fn stored(&self, life: &Rc<Life>, before: Option<&str>, today: SystemTime) {
         life.saved.set(true);
+        if life.load_failed.get() {
+            self.violated(&format!("what could not be read is not written over: {life} does"));
+        }
         let now = Instant::now();
         let mut attempts = self.judge.attempts.borrow_mut();
-        let known: Vec<_> = attempts.iter().filter(|attempt| attempt.remembered).map(|attempt| attempt.wall).collect();
         for attempt in attempts.iter_mut() {
             let own = attempt.life == life.number && attempt.start >= life.read_at.get();
             if own {
@@ -213,19 +218,19 @@ impl World {
                 attempt.wall = today;
                 continue;
             }
-            if attempt.life == life.number && !attempt.written {
-                // What the disk did not take before is in it now, unless this only moved what lay in the future.
-                let wall = today - (now - attempt.start);
-                attempt.written = self.disk.attempts_near(wall) > known.iter().filter(|at| is_near(**at, wall)).count();
-                attempt.remembered = attempt.written;
-                attempt.wall = wall;
-                continue;
-            }
-            // Who could not read the file has overwritten what was in it; who has no lock may do so too. What by the clock is over is left out, and what
-            // by the clock lies ahead is moved into the present.
+            // Who found the file damaged has replaced what was put there meanwhile; who has no lock may do so too. What by the clock is over is left out,
+            // and what by the clock lies ahead is moved into the present.
             let over = today.duration_since(attempt.wall).is_ok_and(|age| age >= HOUR);
             attempt.remembered &= life.loaded.get() && attempt.start <= life.read_at.get() && !over;
             attempt.wall = attempt.wall.min(today);
+        }
+        // What the disk did not take before is in it now, unless this only moved what lay in the future.
+        let known: Vec<_> = attempts.iter().filter(|attempt| attempt.remembered).map(|attempt| attempt.wall).collect();
+        for attempt in attempts.iter_mut().filter(|attempt| attempt.life == life.number && !attempt.written) {
+            let Some(end) = attempt.end else { continue };
+            attempt.wall = today - (now - end);
+            attempt.written = self.disk.attempts_near(attempt.wall) > known.iter().filter(|at| is_near(**at, attempt.wall)).count();
+            attempt.remembered = attempt.written;
         }
         let after = self.disk.token().map(|(name, _)| name);
         if let Some(before) = before
@@ -347,6 +352,7 @@ impl Attempting {
         let now = Instant::now();
         let mut attempts = world.judge.attempts.borrow_mut();
         let attempt = &mut attempts[self.index];
+        attempt.end = Some(now);
         attempt.state = match outcome {
             Outcome::Minted(_) | Outcome::Lost { .. } | Outcome::Invalid { .. } => State::Counted,
             Outcome::Rejected { .. } | Outcome::Retry { .. } => State::Free,

@@ -67,9 +67,11 @@ pub(super) struct Life {
     pub(super) credentials_since: Cell<Instant>,
     pub(super) refresh_asked: Cell<Option<Instant>>,
 
-    /// Since the attempt (or the first look) began: the lock was had, the store was read, was written, and could not be written.
+    /// Since the attempt (or the first look) began: the lock was had, the store was read, the disk failed to read it, it was written, and could not be
+    /// written.
     pub(super) locked: Cell<bool>,
     pub(super) loaded: Cell<bool>,
+    pub(super) load_failed: Cell<bool>,
     pub(super) saved: Cell<bool>,
     pub(super) save_failed: Cell<bool>,
     pub(super) read_at: Cell<Instant>,
@@ -98,6 +100,7 @@ impl Life {
     pub(super) fn attempt_begins(&self) {
         self.locked.set(false);
         self.loaded.set(false);
+        self.load_failed.set(false);
         self.saved.set(false);
         self.save_failed.set(false);
     }
@@ -142,6 +145,7 @@ impl Running {
             refresh_asked: Cell::new(None),
             locked: Cell::new(false),
             loaded: Cell::new(false),
+            load_failed: Cell::new(false),
             saved: Cell::new(false),
             save_failed: Cell::new(false),
             read_at: Cell::new(now),
