@@ -123,9 +123,9 @@ mod tests {
         assert_eq!(arrives(&mut upstream).await, b"", "the connection closes");
     }
 
-    /// D14: a connection that ends, or speaks first, before the request departs has not got it: any method may go elsewhere, with its body.
+    /// D11: a connection that ends, or speaks first, before the request departs has not got it: any method may go elsewhere, with its body.
     #[tokio::test(flavor = "local")]
-    async fn d14_what_comes_before_the_departure_is_no_answer() {
+    async fn d11_what_comes_before_the_departure_is_no_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for bytes in ["", "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"] {
             let (connection, mut upstream) = connection(&listener).await;
