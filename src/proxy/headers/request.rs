@@ -96,8 +96,8 @@ fn is_reserved_twin(name: &str) -> bool {
     std::str::from_utf8(dashed).is_ok_and(is_reserved)
 }
 
-/// Framing from the body, never copied (RFC 9112 section 6). A zero that was announced stays one. A body of unknown length is said to be chunked even
-/// where hyper's client would not say so: it would send none of a GET's (matrix A53, A59).
+/// Framing from the body, never copied (RFC 9112 section 6). A zero that was announced stays one. A body of unknown length is said to be chunked,
+/// a GET's too (matrix A53, A59).
 fn set_request_framing(headers: &mut HeaderMap, body: &SizeHint, had_length: bool) {
     match body.exact() {
         Some(0) if !had_length => {}
@@ -127,9 +127,14 @@ pub(in crate::proxy) fn max_forwards(headers: &HeaderMap) -> Option<u64> {
     if value.bytes().all(|byte| byte.is_ascii_digit()) { value.parse().ok() } else { None }
 }
 
-/// The path and query alone, byte for byte: scheme and authority are the connection's matter, never the request's.
+/// The path and query alone, byte for byte: scheme and authority are the connection's matter, never the request's. The absolute form may leave the path
+/// out, the origin form may not (RFC 9112 section 3.2.1, RFC 9113 section 8.3.1).
 fn origin_form(target: &Uri) -> Uri {
-    target.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
+    let Some(path) = target.path_and_query() else { return Uri::default() };
+    if path.as_str().starts_with('/') {
+        return Uri::from(path.clone());
+    }
+    format!("/{}", path.as_str()).parse().expect("a query behind a slash is a target")
 }
 
 /// Whether a list field contains a member, parameters aside.
@@ -264,6 +269,8 @@ mod tests {
             let mut head = head("GET", target, &[]);
             clean_request(&mut head, &bodyless(), &upstream());
             assert_eq!((head.uri.to_string().as_str(), head.uri.authority()), (expected, None));
+            // What is printed has a slash in any case; HTTP/2 sends what is held (RFC 9113 section 8.3.1).
+            assert_eq!(head.uri.path_and_query().map(http::uri::PathAndQuery::as_str), Some(expected));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::upstream::http1::{self, Framing};
 /// Makes an upstream's head into the one that goes downstream. Fails where its framing contradicts itself or it switches protocols unasked.
 ///
 /// `content-length` goes wherever there is a body: hyper's server would believe it more than the body and cut that at its end, and sets it by itself. It
-/// stays in the answer to a HEAD (RFC 9110 section 8.6), where the body must be an ended one, as hyper's client delivers it. A 304 and a 204 get none.
+/// stays in the answer to a HEAD (RFC 9110 section 8.6), where the body must be an ended one, as the upstream's connection delivers it. A 304 and a 204 get none.
 pub fn clean_response(
     head: &mut response::Parts,
     admitted: &Admitted,
