@@ -8,8 +8,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use upsolver_auth_proxy::simulator::{Account, End, Simulator};
 
-/// Between two strikes.
-const EVERY: Duration = Duration::from_secs(1);
 /// How long nobody listens upstream.
 const GONE: Duration = Duration::from_millis(200);
 
@@ -36,11 +34,11 @@ pub(crate) enum What {
 
 const TURNS: [What; 6] = [What::Revoke, What::End(End::Close), What::Rotate, What::End(End::Reset), What::End(End::Fin), What::Restart];
 
-/// Strikes in turn until it is told to stop; returns all strikes.
-pub(crate) fn run(simulator: &Simulator, account: &Account, directory: &Path, stop: &AtomicBool) -> Vec<Strike> {
+/// Strikes in turn, with a pause before each, until it is told to stop; returns all strikes.
+pub(crate) fn run(simulator: &Simulator, account: &Account, directory: &Path, pause: Duration, stop: &AtomicBool) -> Vec<Strike> {
     let mut strikes: Vec<Strike> = Vec::new();
     for (number, what) in TURNS.into_iter().cycle().enumerate() {
-        let next = Instant::now() + EVERY;
+        let next = Instant::now() + pause;
         while Instant::now() < next {
             if stop.load(Ordering::Relaxed) {
                 return strikes;

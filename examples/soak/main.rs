@@ -2,7 +2,7 @@
 //!
 //! `cargo build --release && cargo run --release --example soak -- --seconds 3600`
 //!
-//! Downloads and uploads of all sizes, polls, and exchanges that apps abandon in several ways; meanwhile, every second, the token is revoked, the password
+//! Downloads and uploads of all sizes, polls, and exchanges that apps abandon in several ways; meanwhile, every second or as often as you say, the token is revoked, the password
 //! changes, the upstream ends all its connections (in order, by FIN alone, by reset) or is gone for a moment. The simulated API notes whom it struck, so
 //! each error is either explained by one certain strike or a failure ([`verdict`]). So are wrong bytes, memory that grows, descriptors and tasks that stay
 //! behind, and a proxy that dies. Exit status 1 where something failed.
@@ -44,6 +44,9 @@ struct Arguments {
     /// Apps at a time, each with a connection of its own.
     #[arg(long, default_value_t = 16)]
     clients: u64,
+    /// Milliseconds between two strikes.
+    #[arg(long, default_value_t = 1000)]
+    every: u64,
     /// HTTP/2 to the upstream.
     #[arg(long)]
     http2: bool,
@@ -80,7 +83,8 @@ fn soak(arguments: &Arguments) -> anyhow::Result<bool> {
     let (tallies, strikes, samples) = std::thread::scope(|scope| {
         let (address, stop) = (proxy.address, &stop);
         let clients: Vec<_> = (0..arguments.clients).map(|number| scope.spawn(move || client::run(number, address, until))).collect();
-        let disturbances = scope.spawn(|| disturb::run(&simulator, &account, directory.path(), stop));
+        let disturbances =
+            scope.spawn(|| disturb::run(&simulator, &account, directory.path(), Duration::from_millis(arguments.every), stop));
         let samples = watch(&proxy, started, until);
         let tallies: Vec<_> = clients.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         stop.store(true, Ordering::Relaxed);

@@ -46,6 +46,10 @@ pub(crate) fn explain(failures: &[Failure], strikes: &[Strike], ended: &[Ended],
     let mut ends: Vec<_> = ends.zip(ended).map(|(strike, ended)| EndOfConnections::new(*strike, ended, streams)).collect();
     let gone: Vec<_> = strikes.iter().filter(|strike| strike.what == What::Restart).collect();
 
+    // An exchange that spans two strikes may have been hit by either. In the order of their ends, each taking the earliest strike that has something
+    // left, none takes what only one before it could have met.
+    let mut failures: Vec<_> = failures.iter().collect();
+    failures.sort_by_key(|failure| failure.to);
     let mut verdict = Verdict::default();
     for failure in failures {
         let Failure { method, what, .. } = failure;
@@ -197,5 +201,21 @@ mod tests {
             let verdict = explain(&vec![failure; 4], &strikes, &ended, &refused, 1);
             assert_eq!(verdict.unexplained.len(), 4 - explained, "{method}");
         }
+    }
+
+    #[test]
+    fn what_spans_two_strikes_leaves_the_first_to_whom_it_alone_can_have_hit() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let strike = |from, to| Strike { what: What::End(End::Reset), from: at(from), to: at(to) };
+        let ended = || Ended { handshakes: 1, ..Ended::default() };
+        let failure = |from, to| {
+            let what = Symptom::Status(502, Some("upstream_unreachable".to_owned()));
+            Failure { id: "x".to_owned(), method: "GET", length: 0, what, from: at(from), to: at(to) }
+        };
+        // In the order of the apps, not of time.
+        let failures = [failure(1999, 2001), failure(1001, 1002)];
+        let verdict = explain(&failures, &[strike(1000, 2000), strike(2000, 3000)], &[ended(), ended()], &[], 1);
+        assert_eq!(verdict.unexplained, [""; 0]);
     }
 }
