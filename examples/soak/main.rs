@@ -44,8 +44,8 @@ struct Arguments {
     /// Apps at a time, each with a connection of its own.
     #[arg(long, default_value_t = 16)]
     clients: u64,
-    /// Milliseconds between two strikes.
-    #[arg(long, default_value_t = 1000)]
+    /// Milliseconds between two strikes. In less than 500 a new password would not settle before the next one.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(500..))]
     every: u64,
     /// HTTP/2 to the upstream.
     #[arg(long)]
