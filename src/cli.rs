@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::app::EXIT_USAGE;
 use crate::config::{Config, Loaded, Need, Problems, Sources};
-use crate::{app, sandbox, telemetry};
+use crate::{app, descriptors, sandbox, telemetry};
 
 pub mod check;
 pub mod client;
@@ -117,6 +117,9 @@ impl CommandLine {
             Command::Check { flags, connect } => check::check(&before.then(flags).sources(Need::Credentials), connect),
             Command::Config { flags } => with_config(&before.then(flags).sources(Need::Nothing), |loaded| {
                 print(loaded.effective.to_string().trim_end());
+                for warning in loaded.warnings.iter().chain(&descriptors::make_room(&mut loaded.config.clone()).shortage) {
+                    complain(format_args!("warning: {warning}"));
+                }
                 Ok(true)
             }),
             Command::Health { flags, kind } => ask(before.then(flags), |config| client::health(config, kind)),

@@ -58,8 +58,8 @@ fn fit(config: &mut Config, limit: usize) -> Room {
     config.listen.max_connections = at_most(connections);
     config.limits.max_in_flight = at_most(requests).min(in_flight);
     let shortage = format!(
-        "only {limit} files may be open: there is room for {connections} connections and {requests} requests at a time, not for the configured \
-         {configured} (listen.max_connections) and {in_flight} (limits.max_in_flight); raise the limit (ulimit -n, LimitNOFILE=) or lower these two"
+        "only {limit} files may be open: there is room for {connections} connections and {requests} requests at a time, not for {configured} \
+         (listen.max_connections) and {in_flight} (limits.max_in_flight); raise the limit (ulimit -n, LimitNOFILE=) or lower these two"
     );
     Room { admin_connections, shortage: Some(shortage) }
 }

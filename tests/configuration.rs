@@ -249,3 +249,14 @@ fn config_prints_what_can_be_read_again() {
     assert_eq!(config.token.wait, std::time::Duration::from_secs(5));
     assert_eq!(config.listen.allowed_hosts, ["a", "b"]);
 }
+
+/// B14: limits that do not fit under that of open files are told where the configuration is looked at, too.
+#[test]
+fn b14_config_warns_of_too_few_open_files() {
+    let program = env!("CARGO_BIN_EXE_upsolver-auth-proxy");
+    let output =
+        std::process::Command::new("sh").args(["-c", "ulimit -n 128 && exec \"$0\" config", program]).env_clear().output().unwrap();
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{warnings}");
+    assert!(warnings.contains("warning: only 128 files may be open") && warnings.contains("LimitNOFILE="), "{warnings}");
+}

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use super::Config;
 use super::error::Provenance;
 use super::layer::Settings;
 use super::schema::KEYS;
 
-/// Every key with its value as it was given, secrets replaced, and where it was set. `Display` is TOML that parses again, with origins as comments.
+/// Every key with its value as it was given, secrets replaced, and where it was set. A default that gave way to the memory limit is shown as it is in force. `Display` is TOML that parses again, with origins as comments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Effective(Vec<Entry>);
 
@@ -15,14 +16,22 @@ struct Entry {
     section: &'static str,
     leaf: &'static str,
     value: String,
-    provenance: Provenance,
+    origin: String,
 }
 
 impl Effective {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, config: &Config) -> Self {
+        let limits = [("listen.max_connections", config.listen.max_connections), ("limits.max_in_flight", config.limits.max_in_flight)];
         let entry = |key: &super::schema::Key| {
             let setting = settings.get(key.name);
-            Entry { section: key.section(), leaf: key.leaf(), value: key.display(&setting.value), provenance: setting.provenance.clone() }
+            let (mut value, mut origin) = (key.display(&setting.value), setting.provenance.to_string());
+            if setting.provenance == Provenance::Default
+                && let Some((_, in_force)) = limits.iter().find(|(name, in_force)| *name == key.name && value != in_force.to_string())
+            {
+                value = in_force.to_string();
+                origin = format!("{origin}, lowered to fit the memory limit");
+            }
+            Entry { section: key.section(), leaf: key.leaf(), value, origin }
         };
         Self(KEYS.iter().map(entry).collect())
     }
@@ -44,8 +53,7 @@ impl fmt::Display for Effective {
                 writeln!(f, "{gap}[{section}]")?;
             }
             // A comment ends with its line, so a path with a line end in it must not.
-            let provenance = entry.provenance.to_string().escape_debug().to_string();
-            writeln!(f, "{} = {}  # {provenance}", entry.leaf, entry.value)?;
+            writeln!(f, "{} = {}  # {}", entry.leaf, entry.value, entry.origin.escape_debug())?;
         }
         Ok(())
     }

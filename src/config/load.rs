@@ -104,5 +104,5 @@ fn assemble(file: Option<(&Path, &str)>, sources: &Sources) -> Result<Loaded, Pr
     }
     let mut warnings = sections::warnings(&config, &settings);
     warnings.extend(environment::warnings(&sources.environment));
-    Ok(Loaded { config, effective: Effective::new(&settings), warnings, file: file.map(|(path, _)| path.to_owned()) })
+    Ok(Loaded { effective: Effective::new(&settings, &config), config, warnings, file: file.map(|(path, _)| path.to_owned()) })
 }
