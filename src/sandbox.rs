@@ -32,8 +32,9 @@ use crate::config::{Config, CredentialsSource, ListenAddress, Source, Store};
 const VARIABLE: &str = "UPSOLVER_AUTH_PROXY_SANDBOX";
 /// Everything up to this version of Landlock is given up (Linux 6.12). Of later ones, Unix sockets and UDP would break name lookups.
 const VERSION: ABI = ABI::V6;
-/// The directories are looked at by a thread of its own, for so long: one on a dead network mount must not hold the start up.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// The directories are looked at by a thread of its own, for so long: one on a dead network mount must not hold the start up. Ample for a container with a
+/// fraction of a processor.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 /// Beside reading, what replacing and locking a file takes.
@@ -45,6 +46,8 @@ const DNS: u16 = 53;
 /// `resolv.conf`, `hosts`, `nsswitch.conf`, `gai.conf` and the like are replaced by renaming, so that a rule has to be for their directory; and the metrics.
 const SYSTEM: [&str; 2] = ["/etc", "/proc/self"];
 const RESOLVER: &str = "/etc/resolv.conf";
+/// Where the programs that manage it keep it, of which another may take over meanwhile.
+const RESOLVERS: [&str; 3] = ["/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager"];
 /// Where the C library finds its name service modules when the first name is looked up. A static build loads none.
 const LIBRARIES: &[&str] =
     if cfg!(target_feature = "crt-static") { &[] } else { &["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/nix/store"] };
@@ -141,7 +144,8 @@ impl Needs {
     }
 
     fn allowed(&self) -> Vec<Allowed> {
-        let mut allowed: Vec<_> = SYSTEM.iter().chain(LIBRARIES).map(Path::new).filter(|path| path.is_dir()).map(existing(READ)).collect();
+        let system = SYSTEM.iter().chain(&RESOLVERS).chain(LIBRARIES).map(Path::new);
+        let mut allowed: Vec<_> = system.filter(|path| path.is_dir()).map(existing(READ)).collect();
         // Often a link into a directory of the program that manages it.
         let resolver = Path::new(RESOLVER).canonicalize().ok();
         allowed.extend(resolver.iter().filter_map(|file| file.parent()).map(existing(READ)));
@@ -161,7 +165,13 @@ impl Prepared {
         };
         let entered = match built {
             Ok(Ok(built)) => built.and_then(RulesetCreated::restrict_self),
-            Ok(Err(_)) | Err(_) => return tracing::warn!("not sandboxed: a configured directory does not answer"),
+            // The thread panicked.
+            Ok(Err(_)) => {
+                return tracing::warn!("not sandboxed: looking at the configured directories failed; this is a defect of the proxy");
+            }
+            Err(_) => {
+                return tracing::warn!(waited = ?DEADLINE, "not sandboxed: a configured directory does not answer, on a dead network mount perhaps");
+            }
         };
         match entered.map(|status| Outcome::of(&status)) {
             Ok(Outcome { open, .. }) if open.is_empty() => tracing::info!("sandboxed: only configured files and ports can be reached"),
