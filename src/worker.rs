@@ -102,6 +102,8 @@ async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>,
     let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);
     let cut = server::run(listeners, tls, settings_for(config, workers), shared.stage, service).await;
     answering.abort();
+    // The pool is gone, and the tasks of HTTP/2 connections, which nobody holds any more, get a turn to say goodbye.
+    tokio::task::yield_now().await;
     cut
 }
 

@@ -185,7 +185,10 @@ impl Service {
             tokio::select! {
                 biased;
                 ending = wire.ending() => ending,
-                () = http => return,
+                () = http => {
+                    self.control.change(|state| state.counters.cut += u64::from(wire.was_cut()));
+                    return;
+                }
                 (number, end) = order(&mut settings) => {
                     self.control.change(|state| state.ended(number).connection(wire.requests(), wire.idle_since().is_some(), wire.interrupted()));
                     end.into()

@@ -83,6 +83,8 @@ pub struct Counters {
     pub accepted: u64,
     /// Open now.
     pub open: u64,
+    /// Ended by the client without a TLS close_notify (RFC 8446 section 6.1), so that nobody knows whether all that it sent has come.
+    pub cut: u64,
 }
 
 /// What one call of [`Control::end_connections`] ended. It fills up in the moments after the call.

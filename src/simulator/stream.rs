@@ -77,6 +77,7 @@ pub(super) struct Wire {
     /// Those without a complete reply.
     in_flight: RefCell<Vec<InFlight>>,
     idle_since: Cell<Instant>,
+    cut: Cell<bool>,
 }
 
 /// A request whose reply has not left.
@@ -112,6 +113,7 @@ impl Wire {
             requests: Cell::new(0),
             in_flight: RefCell::default(),
             idle_since: Cell::new(Instant::now()),
+            cut: Cell::new(false),
         })
     }
 
@@ -182,6 +184,11 @@ impl Wire {
         self.requests.get()
     }
 
+    /// Whether the client ended it without a close_notify.
+    pub(super) fn was_cut(&self) -> bool {
+        self.cut.get()
+    }
+
     /// What an end would interrupt now.
     pub(super) fn interrupted(&self) -> Vec<Interrupted> {
         let id = |request: &InFlight| request.id.as_ref()?.to_str().ok().map(str::to_owned);
@@ -218,6 +225,9 @@ impl AsyncRead for Tap {
         let polled = wire.poll_stream(|stream| stream.poll_read(cx, buf));
         if let Some(heads) = &wire.heads {
             heads.borrow_mut().received(&buf.filled()[before..]);
+        }
+        if let Poll::Ready(Err(error)) = &polled {
+            wire.cut.set(error.kind() == io::ErrorKind::UnexpectedEof);
         }
         polled
     }

@@ -163,12 +163,6 @@ where
         self.upload.encoded = Vec::new();
     }
 
-    /// Says goodbye to the upstream, without waiting for anything; the connection ends with its drop.
-    pub(super) fn close(&mut self) {
-        // A socket that is full takes no TLS alert; then the end comes without it.
-        let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
-    }
-
     /// Begins an exchange. Nothing is sent before [`depart`](Self::depart).
     pub(super) fn begin(&mut self, request: &RequestHead, body: B) {
         head::encode(&mut self.upload.encoded, request);
@@ -347,6 +341,16 @@ where
             self.read_size = (self.read_size * 2).min(MAX_READ);
         }
         Poll::Ready(Ok(read))
+    }
+}
+
+/// Between exchanges it says goodbye (RFC 8446 section 6.1), without waiting for anything. An exchange that is given up ends without: it was not whole.
+impl<B> Drop for Http1<B> {
+    fn drop(&mut self) {
+        if self.response.is_ended() && self.upload.flushed {
+            // A socket that is full takes no TLS alert; then the end comes without it.
+            let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 

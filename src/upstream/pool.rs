@@ -604,7 +604,6 @@ where
             if keep {
                 connection.shrink();
             } else {
-                connection.close();
                 pool.metrics.upstream_connections(-1, 0);
             }
             keep

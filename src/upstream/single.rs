@@ -63,7 +63,7 @@ pub enum Error {
 pub async fn send(connector: &Connector, request: Request<Bytes>, max_body: usize, deadline: Duration) -> Result<Reply, Error> {
     // What is known when the deadline strikes decides between "not sent" and "lost".
     let progress = Cell::new(Progress::Connecting);
-    let exchange = exchange(connector, request, max_body, &progress);
+    let exchange = exchange(connector, request, max_body, deadline, &progress);
     tokio::time::timeout(deadline, exchange).await.unwrap_or_else(|_| {
         let reason = format!("no complete reply within {}", humantime::format_duration(deadline));
         Err(match progress.get() {
@@ -81,23 +81,29 @@ enum Progress {
     Head(StatusCode),
 }
 
-async fn exchange(connector: &Connector, request: Request<Bytes>, max_body: usize, progress: &Cell<Progress>) -> Result<Reply, Error> {
+async fn exchange(
+    connector: &Connector,
+    request: Request<Bytes>,
+    max_body: usize,
+    deadline: Duration,
+    progress: &Cell<Progress>,
+) -> Result<Reply, Error> {
     let connection = connector.connect().await.map_err(|error| Error::NotSent(error.to_string()))?;
     let http2 = connection.is_http2();
     let (mut parts, body) = request.into_parts();
     let not_sent = |error: hyper::Error| Error::NotSent(error.to_string());
     let lost = |status, error: hyper::Error| Error::Lost { status, reason: error.to_string() };
     progress.set(Progress::Sent);
-    let (response, _driver) = if http2 {
+    let (response, driver) = if http2 {
         parts.uri = absolute(connector, &parts.uri)?;
         let (mut sender, driver) = http2::Builder::new(LocalExecutor).handshake(TokioIo::new(connection)).await.map_err(not_sent)?;
-        let driver = Driver(task::spawn("single exchange", drive(driver)).abort_handle());
+        let driver = Driver::start(driver, deadline);
         (sender.send_request(Request::from_parts(parts, Full::new(body))).await, driver)
     } else {
         let host = HeaderValue::from_str(&connector.origin().authority()).expect("an origin is a legal field value");
         parts.headers.insert(HOST, host);
         let (mut sender, driver) = http1::handshake(TokioIo::new(connection)).await.map_err(not_sent)?;
-        let driver = Driver(task::spawn("single exchange", drive(driver)).abort_handle());
+        let driver = Driver::start(driver, deadline);
         (sender.send_request(Request::from_parts(parts, Full::new(body))).await, driver)
     };
     let response = response.map_err(|error| lost(None, error))?;
@@ -105,7 +111,10 @@ async fn exchange(connector: &Connector, request: Request<Bytes>, max_body: usiz
     progress.set(Progress::Head(status));
     let (head, body) = response.into_parts();
     match Limited::new(body, max_body).collect().await {
-        Ok(body) => Ok(Reply { status, headers: head.headers, body: body.to_bytes() }),
+        Ok(body) => {
+            driver.end_in_order();
+            Ok(Reply { status, headers: head.headers, body: body.to_bytes() })
+        }
         Err(error) if error.is::<LengthLimitError>() => Err(Error::TooLarge { status, limit: max_body }),
         Err(error) => Err(Error::Lost { status: Some(status), reason: error.to_string() }),
     }
@@ -117,16 +126,29 @@ fn absolute(connector: &Connector, target: &Uri) -> Result<Uri, Error> {
     format!("{}{path}", connector.origin()).parse().map_err(|error| Error::NotSent(format!("{path}: {error}")))
 }
 
-async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
-    // Its error also reaches the request.
-    let _ = connection.await;
-}
+/// Moves the connection, and closes it when the exchange is over.
+struct Driver(Option<AbortHandle>);
 
-/// Closes the connection when the exchange is over, however it ended.
-struct Driver(AbortHandle);
+impl Driver {
+    /// For `deadline` at most.
+    fn start(connection: impl Future<Output = hyper::Result<()>> + 'static, deadline: Duration) -> Self {
+        let task = task::spawn("single exchange", async move {
+            // Its error also reaches the request.
+            let _ = tokio::time::timeout(deadline, connection).await;
+        });
+        Self(Some(task.abort_handle()))
+    }
+
+    /// The exchange is complete: hyper says goodbye and closes, which nobody has to wait for.
+    fn end_in_order(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }

@@ -384,3 +384,21 @@ fn a51_a_half_closed_downstream_still_gets_its_reply() {
     let mut rest = Vec::new();
     assert_eq!(connection.stream().try_clone().expect("a socket").read_to_end(&mut rest).ok(), Some(0), "and the connection closes");
 }
+
+/// A connection that is not needed any more is closed in order, so that no upstream has to log that a request may have been cut off (RFC 8446 section 6.1).
+#[test]
+fn d18_what_is_idle_ends_with_a_close_notify() {
+    for protocols in VERSIONS {
+        for (ends, settings) in
+            [("idles too long", "upstream.pool_idle_timeout=100ms"), ("the proxy stops", "upstream.pool_idle_timeout=1h")]
+        {
+            let (simulator, mut proxy) = start(protocols, |builder| builder.set(settings));
+            assert_eq!(proxy.get("/inputs/").status(), 200);
+            if settings.ends_with("1h") {
+                proxy.stop();
+            }
+            let counters = simulator.wait_for_connections(|counters| counters.open == 0, PATIENCE).expect("it closes");
+            assert_eq!(counters.cut, 0, "{protocols:?}, {ends}: {counters:?}");
+        }
+    }
+}
