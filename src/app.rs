@@ -131,18 +131,11 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     let ports: Vec<u16> = sockets.iter().flatten().filter_map(Bound::tcp_address).map(|address| address.port()).collect();
     let guard = Guard::new(&config, &ports, caller_token.clone());
     let caller_token = caller_token.map(|token| WatchedCallerToken::start(&config, token));
-    let shared = worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone() };
-    for socket in sockets.first().into_iter().flatten() {
-        tracing::info!(address = %socket, "listening");
-    }
-    let mut pings = Vec::new();
+    let limits = worker::Limits::of(&config);
+    let shared =
+        worker::Shared { config: Arc::clone(&config), connector, tokens: tokens.tokens, guard, tls, stage: stage_reader.clone(), limits };
     let mut running = JoinSet::new();
-    for (index, (sockets, metrics)) in sockets.into_iter().zip(worker_metrics).enumerate() {
-        let (ping, asked) = liveness::channel();
-        let worker = worker::start(index, sockets, shared.clone(), metrics, asked).context("cannot start a worker")?;
-        pings.push(ping);
-        running.spawn_local(ended(worker));
-    }
+    let pings = start_workers(sockets, worker_metrics, &shared, &mut running)?;
 
     let (commands, mut asked) = mpsc::channel(8);
     let handles = Handles {
@@ -301,6 +294,26 @@ async fn drain(
 /// The next signal that asks to stop; a reload is pointless by now.
 async fn stop_again(signals: &mut Signals) {
     while signals.next().await == Signal::Reload {}
+}
+
+/// One worker for each list of sockets; `running` waits for them.
+fn start_workers(
+    sockets: Vec<Vec<Bound>>,
+    metrics: Vec<Arc<WorkerMetrics>>,
+    shared: &worker::Shared,
+    running: &mut JoinSet<Result<usize, String>>,
+) -> anyhow::Result<Vec<liveness::WorkerPing>> {
+    for socket in sockets.first().into_iter().flatten() {
+        tracing::info!(address = %socket, "listening");
+    }
+    let mut pings = Vec::new();
+    for (index, (sockets, metrics)) in sockets.into_iter().zip(metrics).enumerate() {
+        let (ping, asked) = liveness::channel();
+        let worker = worker::start(index, sockets, shared.clone(), metrics, asked).context("cannot start a worker")?;
+        pings.push(ping);
+        running.spawn_local(ended(worker));
+    }
+    Ok(pings)
 }
 
 /// Waits for a worker: how many connections it cut, or that it panicked.

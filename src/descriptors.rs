@@ -15,7 +15,8 @@ use crate::server;
 /// Standard streams, runtime, signals, file watching, the admin listeners: 14 after a start. And what comes and goes: a mint, its name lookups, the
 /// token store, credential files, `/proc` for the metrics.
 const PROCESS: usize = 32;
-/// A worker's runtime and listeners, 6 with one address; the least number of refusals; and the rounding up of its share of the limits.
+/// A worker's runtime and listeners, 6 with one address; the least number of refusals; a connection that is just being judged; and one to the upstream that
+/// is just being closed.
 const PER_WORKER: usize = 8 + server::MIN_REFUSALS + 1 + UPSTREAM;
 /// What a request may hold upstream: while a name is dialled that has addresses of both families, two sockets (RFC 8305).
 const UPSTREAM: usize = 2;

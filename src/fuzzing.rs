@@ -4,8 +4,8 @@
 //! hold is asserted by the target.
 
 use std::future::Future;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,12 +14,13 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::credentials::Pair;
 use crate::secret::{Email, Password};
 use crate::server::clock::{Clock, Limits};
 use crate::server::stream::Stream;
+use crate::server::{Refusal, Settings};
 use crate::shutdown::Stage;
 use crate::upstream::single::Reply;
 
@@ -80,12 +81,15 @@ where
     F: Future<Output = Response<Full<Bytes>>> + 'static,
 {
     let limit = Duration::from_secs(60);
-    let settings = crate::server::Settings {
+    let refusal = Refusal { message: Bytes::new(), status: StatusCode::REQUEST_TIMEOUT, code: "request_timeout" };
+    let settings = Settings {
         limits: Limits { idle: limit, head: limit, body_idle: limit, response: limit },
         max_header_size: 64 * 1024,
-        max_connections: NonZeroUsize::MIN,
-        too_slow: Bytes::new(),
-        too_many: Bytes::new(),
+        connections: Arc::new(Semaphore::new(1)),
+        max_refusals: 0,
+        too_slow: refusal.clone(),
+        too_many: refusal,
+        metrics: Arc::default(),
     };
     // Kept until the connection ends: without it, the shutdown would begin.
     let (_stage, stage) = watch::channel(Stage::Serve);

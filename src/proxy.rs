@@ -3,7 +3,6 @@
 //! [`Proxy::accept`] and [`Proxy::forward`] are that line, read top to bottom; each step is a function of a module of its own. [`Proxy::handle`] wraps
 //! it: opens the record of the exchange, turns an [`Error`] into a response, and leaves the rest to the body that goes downstream.
 
-use std::cell::Cell;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::{self, Replay};
 use crate::metrics::WorkerMetrics;
@@ -27,7 +26,7 @@ use crate::upstream::pool::{Evidence, ReplyBody, SendError, Upstream};
 
 use body::ResponseBody;
 use error::Error;
-use exchange::{Exchange, InFlight};
+use exchange::Exchange;
 use guard::{Admitted, Guard, Verdict as Judgement};
 use headers::Cleaned;
 use replay::{Attempts, BodyFailure, RequestBody};
@@ -46,7 +45,8 @@ pub struct Proxy {
     tokens: TokenReader,
     upstream: Rc<Upstream<RequestBody>>,
     settings: Settings,
-    in_flight: Rc<Cell<usize>>,
+    /// `limits.max_in_flight`, of all workers.
+    slots: Arc<Semaphore>,
     stage: watch::Receiver<Stage>,
     metrics: Arc<WorkerMetrics>,
 }
@@ -54,8 +54,6 @@ pub struct Proxy {
 /// The parts of the configuration that a request needs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `limits.max_in_flight`, this worker's share.
-    pub max_in_flight: usize,
     /// `limits.max_request_body`, in bytes.
     pub max_request_body: Option<u64>,
     /// `token.wait`
@@ -71,10 +69,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// For one of `workers`.
-    pub fn new(config: &config::Config, workers: usize) -> Self {
+    /// The proxy's part of the configuration.
+    pub fn new(config: &config::Config) -> Self {
         Self {
-            max_in_flight: config.limits.max_in_flight.get().div_ceil(workers),
             max_request_body: config.limits.max_request_body,
             wait: config.token.wait,
             replay: config.token.replay,
@@ -135,10 +132,11 @@ impl Proxy {
         tokens: TokenReader,
         upstream: Rc<Upstream<RequestBody>>,
         settings: Settings,
+        slots: Arc<Semaphore>,
         stage: watch::Receiver<Stage>,
         metrics: Arc<WorkerMetrics>,
     ) -> Self {
-        Self { guard, tokens, upstream, settings, in_flight: Rc::default(), stage, metrics }
+        Self { guard, tokens, upstream, settings, slots, stage, metrics }
     }
 
     /// Answers one request, whatever happens. Dropped, which hyper does when the downstream leaves, it cancels the exchange upstream.
@@ -146,9 +144,11 @@ impl Proxy {
     /// Not an `async fn`: what is used up before the first wait would stay in its future, which is made anew for every request. Boxed,
     /// since held in place it would add its kilobyte to every idle connection.
     pub fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Pin<Box<dyn Future<Output = Response<ResponseBody>>>> {
-        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, InFlight::new(&self.in_flight), Rc::clone(&clock));
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        let is_within_limit = slot.is_some();
+        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, slot, Rc::clone(&clock));
         let framing = DownstreamFraming::of(&request);
-        let answer = match self.accept(request, &clock) {
+        let answer = match self.accept(request, is_within_limit, &clock) {
             Ok(Accepted::Forward(mut accepted)) => {
                 return Box::pin(async move {
                     let answer = self.forward(&mut accepted, &clock, &mut exchange).await;
@@ -162,8 +162,10 @@ impl Proxy {
     }
 
     /// The straight line, as far as nothing has to be waited for: guard, clean.
-    fn accept(&self, request: Request<Incoming>, clock: &Rc<Clock>) -> Result<Accepted, Error> {
-        self.admit()?;
+    fn accept(&self, request: Request<Incoming>, is_within_limit: bool, clock: &Rc<Clock>) -> Result<Accepted, Error> {
+        if !is_within_limit {
+            return Err(Error::Overloaded);
+        }
         let (mut head, body) = request.into_parts();
         let admitted = match self.guard.check(&head)? {
             Judgement::Forward(admitted) => admitted,
@@ -243,11 +245,6 @@ impl Proxy {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
-    }
-
-    /// Sheds at the limit, before any work. This request is counted already.
-    fn admit(&self) -> Result<(), Error> {
-        if self.in_flight.get() > self.settings.max_in_flight { Err(Error::Overloaded) } else { Ok(()) }
     }
 
     /// `policy.dry_run`: what a rule would have denied is counted and logged, and passes.

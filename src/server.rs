@@ -7,24 +7,25 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::metrics::WorkerMetrics;
 use crate::shutdown::{Stage, reached};
 use clock::{Clock, Phase};
 use listen::{Listener, Peer};
@@ -42,7 +43,7 @@ const LINGER_BUFFER: usize = 8192;
 /// A lingering close waits this long for the next byte, and for the end, of what the downstream still sends.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
-/// Connections over the limit that are told so at a time: an eighth of the limit, within these bounds; more are closed without a word.
+/// Bounds of [`Settings::max_refusals`].
 pub(crate) const MIN_REFUSALS: usize = 2;
 const MAX_REFUSALS: usize = 64;
 /// After a failed accept, typically for lack of descriptors: time for some to be freed, without spinning.
@@ -55,12 +56,27 @@ pub struct Settings {
     pub limits: clock::Limits,
     /// Of a request head, in bytes; more is 431.
     pub max_header_size: usize,
-    /// Connections at a time.
-    pub max_connections: NonZeroUsize,
-    /// A complete HTTP message for a head that did not arrive in time.
-    pub too_slow: Bytes,
-    /// A complete HTTP message for a connection over the limit.
-    pub too_many: Bytes,
+    /// Connections at a time, of all that share this.
+    pub connections: Arc<Semaphore>,
+    /// Connections over the limit that are told so at a time; more are closed without a word. Kept within bounds.
+    pub max_refusals: usize,
+    /// For a head that did not arrive in time.
+    pub too_slow: Refusal,
+    /// For a connection over the limit.
+    pub too_many: Refusal,
+    /// Where refusals are counted. Whatever becomes a request is counted by the service.
+    pub metrics: Arc<WorkerMetrics>,
+}
+
+/// What a connection is told that brought no request for the service.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// A complete HTTP message.
+    pub message: Bytes,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its code in the metrics.
+    pub code: &'static str,
 }
 
 /// Serves until the shutdown begins, then lets the connections finish until it cuts them. Returns how many were cut.
@@ -80,7 +96,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let settings = Rc::new(settings);
-    let max_refusals = (settings.max_connections.get() / 8).clamp(MIN_REFUSALS, MAX_REFUSALS);
+    let max_refusals = settings.max_refusals.clamp(MIN_REFUSALS, MAX_REFUSALS);
     let mut connections = JoinSet::new();
     let mut refusals = JoinSet::new();
     loop {
@@ -91,15 +107,18 @@ where
             Some(_) = connections.join_next() => {}
             Some(_) = refusals.join_next() => {}
             accepted = accept(&listeners) => match accepted {
-                Ok((stream, _)) if connections.len() < settings.max_connections.get() => {
-                    let connection = connection(stream, tls.clone(), Rc::clone(&settings), stage.clone(), service.clone());
-                    connections.spawn_local(connection);
+                Ok((stream, _)) => {
+                    if let Ok(slot) = Arc::clone(&settings.connections).try_acquire_owned() {
+                        let connection = connection(stream, tls.clone(), Rc::clone(&settings), stage.clone(), service.clone());
+                        connections.spawn_local(connection.map(|()| drop(slot)));
+                        continue;
+                    }
+                    settings.metrics.refused(settings.too_many.status, settings.too_many.code);
+                    if refusals.len() < max_refusals && tls.is_none() {
+                        let message = settings.too_many.message.clone();
+                        refusals.spawn_local(async move { say(stream, &message).await });
+                    }
                 }
-                Ok((stream, _)) if refusals.len() < max_refusals && tls.is_none() => {
-                    let message = settings.too_many.clone();
-                    refusals.spawn_local(async move { say(stream, &message).await });
-                }
-                Ok(_) => {}
                 Err(error) => {
                     // The connection that failed may be one that its peer gave up; a lack of descriptors stays for a while.
                     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
@@ -175,7 +194,14 @@ pub(crate) async fn connection<S, F, B>(
                         Ok(()) => End::Closed,
                         // The response's body broke off: hyper calls what its user gives it the user's error.
                         Err(error) if error.is_user() => End::Cut,
-                        Err(_) => End::Broken,
+                        Err(error) => {
+                            // What hyper refuses by itself, with a bare status, because it is no request.
+                            if error.is_parse() {
+                                let (status, code) = refused_by_parser(&error);
+                                settings.metrics.refused(status, code);
+                            }
+                            End::Broken
+                        }
                     },
                     phase = clock.watch() => break End::Expired(phase),
                     // Finishes the exchange in flight, or closes an idle connection.
@@ -190,10 +216,23 @@ pub(crate) async fn connection<S, F, B>(
     };
     let Some(stream) = returned.take() else { return };
     match end {
-        End::Expired(Phase::Head) => say(stream, &settings.too_slow).await,
+        End::Expired(Phase::Head) => {
+            let Refusal { message, status, code } = &settings.too_slow;
+            settings.metrics.refused(*status, code);
+            say(stream, message).await;
+        }
         End::Closed | End::Broken if clock.is_upload_pending() || matches!(end, End::Broken) => linger(stream).await,
         End::Cut | End::Expired(Phase::Relay) => cut(stream),
         End::Closed | End::Broken | End::Expired(_) => {}
+    }
+}
+
+/// Hyper says 414 for a target over 65,534 bytes, and 431 for a head over the limits.
+fn refused_by_parser(error: &hyper::Error) -> (StatusCode, &'static str) {
+    if error.is_parse_too_large() {
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large")
+    } else {
+        (StatusCode::BAD_REQUEST, "bad_request")
     }
 }
 

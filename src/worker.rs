@@ -1,17 +1,14 @@
 //! One worker: a thread with a runtime, listening sockets and an upstream pool of its own. Requests of different workers share nothing that is written
-//! per request.
+//! per request, but for two counters: a limit of the proxy is one of all workers together, however the kernel spreads connections over them.
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
-use http::Response;
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
@@ -46,6 +43,23 @@ pub struct Shared {
     pub tls: Option<Arc<ServerConfig>>,
     /// How far the shutdown is.
     pub stage: watch::Receiver<Stage>,
+    /// What all workers together may do at a time.
+    pub limits: Limits,
+}
+
+/// What there may be at a time, over all workers.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    connections: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+}
+
+impl Limits {
+    /// `listen.max_connections` and `limits.max_in_flight`.
+    pub fn of(config: &Config) -> Self {
+        let at_most = |limit: std::num::NonZeroUsize| Arc::new(Semaphore::new(limit.get()));
+        Self { connections: at_most(config.listen.max_connections), requests: at_most(config.limits.max_in_flight) }
+    }
 }
 
 /// A running worker.
@@ -93,23 +107,24 @@ async fn serve(sockets: Vec<Bound>, shared: Shared, metrics: Arc<WorkerMetrics>,
             Err(error) => tracing::error!(%error, address = name, "cannot accept connections"),
         }
     }
-    let workers = config.runtime.workers.get();
     let upstream = Upstream::start(shared.connector, &config.upstream, Arc::clone(&metrics));
-    let settings = proxy::Settings::new(config, workers);
-    let proxy = Rc::new(Proxy::new(shared.guard, shared.tokens, upstream, settings, shared.stage.clone(), metrics));
+    let settings = server_settings(config, shared.limits.connections, &metrics);
+    let proxy_settings = proxy::Settings::new(config);
+    let proxy =
+        Rc::new(Proxy::new(shared.guard, shared.tokens, upstream, proxy_settings, shared.limits.requests, shared.stage.clone(), metrics));
     let answering = task::spawn("ping", pings.answer());
     let tls = shared.tls.map(TlsAcceptor::from);
     let service = move |request, clock| Rc::clone(&proxy).handle(request, clock);
-    let cut = server::run(listeners, tls, settings_for(config, workers), shared.stage, service).await;
+    let cut = server::run(listeners, tls, settings, shared.stage, service).await;
     answering.abort();
     // The pool is gone, and the tasks of HTTP/2 connections, which nobody holds any more, get a turn to say goodbye.
     tokio::task::yield_now().await;
     cut
 }
 
-/// The server's part of the configuration, for one of `workers`.
-fn settings_for(config: &Config, workers: usize) -> server::Settings {
-    let share = config.listen.max_connections.get().div_ceil(workers);
+/// The server's part of the configuration.
+fn server_settings(config: &Config, connections: Arc<Semaphore>, metrics: &Arc<WorkerMetrics>) -> server::Settings {
+    let share = config.listen.max_connections.get().div_ceil(config.runtime.workers.get());
     server::Settings {
         limits: clock::Limits {
             idle: config.listen.idle_timeout,
@@ -118,14 +133,17 @@ fn settings_for(config: &Config, workers: usize) -> server::Settings {
             response: config.upstream.response_timeout,
         },
         max_header_size: config.listen.max_header_size,
-        max_connections: NonZeroUsize::new(share).expect("the share of a non-zero number, rounded up"),
-        too_slow: on_the_wire(&Error::RequestTimeout.response()),
-        too_many: on_the_wire(&Error::Overloaded.response()),
+        connections,
+        max_refusals: share / 8,
+        too_slow: refusal(&Error::RequestTimeout),
+        too_many: refusal(&Error::Overloaded),
+        metrics: Arc::clone(metrics),
     }
 }
 
 /// A whole HTTP/1.1 message that closes its connection, for where no request was read that hyper could answer.
-fn on_the_wire(response: &Response<Bytes>) -> Bytes {
+fn refusal(error: &Error) -> server::Refusal {
+    let response = error.response();
     let status = response.status();
     let mut message = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default()).into_bytes();
     for (name, value) in response.headers() {
@@ -136,5 +154,5 @@ fn on_the_wire(response: &Response<Bytes>) -> Bytes {
     }
     message.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n", response.body().len()).as_bytes());
     message.extend_from_slice(response.body());
-    message.into()
+    server::Refusal { message: message.into(), status, code: error.code() }
 }

@@ -135,10 +135,19 @@ impl WorkerMetrics {
     /// The last byte of a response left, or the exchange ended otherwise; `duration` since the head arrived.
     pub fn request_finished(&self, method: &Method, status: StatusCode, source: ResponseSource, duration: Duration) {
         self.in_flight.fetch_sub(1, Relaxed);
-        let (method, cell) = cell(method, status, source);
+        self.count(cell(method.as_str(), status, source));
+        self.duration.observe(duration);
+    }
+
+    /// A connection was answered with this status and code, one of [`ERROR_CODES`], before it had brought a request; or, over the limit, was closed.
+    pub fn refused(&self, status: StatusCode, code: &'static str) {
+        self.count(cell(OTHER, status, ResponseSource::Proxy));
+        self.error(code);
+    }
+
+    fn count(&self, (method, cell): (usize, usize)) {
         let cells = self.requests[method].get_or_init(|| (0..METHOD_CELLS).map(|_| AtomicU64::new(0)).collect());
         cells[cell].fetch_add(1, Relaxed);
-        self.duration.observe(duration);
     }
 
     /// The proxy answered with this code of `proxy::error`, one of [`ERROR_CODES`].
@@ -213,8 +222,8 @@ impl WorkerMetrics {
 }
 
 /// Where a request is counted: which method, and which cell of it. [`request_labels`] is its inverse.
-fn cell(method: &Method, status: StatusCode, source: ResponseSource) -> (usize, usize) {
-    let method = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len());
+fn cell(method: &str, status: StatusCode, source: ResponseSource) -> (usize, usize) {
+    let method = METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len());
     let source = usize::from(source == ResponseSource::Proxy);
     let status = if STATUSES.contains(&status.as_u16()) { status.as_u16() - STATUSES.start } else { STATUSES.end - STATUSES.start };
     (method, source * STATUS_CELLS + usize::from(status))

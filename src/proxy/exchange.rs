@@ -1,12 +1,12 @@
 //! The record of one exchange: opened with the request head, closed with the last byte of the response, or whenever the downstream leaves. Nothing
 //! else counts or logs a request, so each has exactly one line and one count.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::error::Error;
@@ -34,23 +34,8 @@ pub(super) struct Exchange {
     metrics: Arc<WorkerMetrics>,
     /// Of its connection.
     clock: Rc<Clock>,
-    _in_flight: InFlight,
-}
-
-/// Counts the exchanges of a worker for as long as they last.
-pub(super) struct InFlight(Rc<Cell<usize>>);
-
-impl InFlight {
-    pub(super) fn new(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(Rc::clone(count))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+    /// Among `limits.max_in_flight`; none where the limit was reached.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Exchange {
@@ -58,7 +43,7 @@ impl Exchange {
         request: &Request<B>,
         log: AccessLog,
         metrics: &Arc<WorkerMetrics>,
-        in_flight: InFlight,
+        slot: Option<OwnedSemaphorePermit>,
         clock: Rc<Clock>,
     ) -> Self {
         metrics.request_started();
@@ -76,7 +61,7 @@ impl Exchange {
             log,
             metrics: Arc::clone(metrics),
             clock,
-            _in_flight: in_flight,
+            _slot: slot,
         }
     }
 

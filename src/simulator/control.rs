@@ -83,7 +83,7 @@ pub struct Counters {
     pub accepted: u64,
     /// Open now.
     pub open: u64,
-    /// Ended by the client without a TLS close_notify (RFC 8446 section 6.1), so that nobody knows whether all that it sent has come.
+    /// Ended by the client without a TLS `close_notify` (RFC 8446 section 6.1), so that nobody knows whether all that it sent has come.
     pub cut: u64,
 }
 

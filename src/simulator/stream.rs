@@ -184,7 +184,7 @@ impl Wire {
         self.requests.get()
     }
 
-    /// Whether the client ended it without a close_notify.
+    /// Whether the client ended it without a `close_notify`.
     pub(super) fn was_cut(&self) -> bool {
         self.cut.get()
     }

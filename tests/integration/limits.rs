@@ -210,36 +210,61 @@ fn bodies_over_the_limit_are_refused() {
     assert_eq!(status, Some(413));
 }
 
-/// B15: workers share nothing, so each has its part of the limit; together they take all of it, none of them more, and shed the rest.
+/// B15: limits are those of the proxy, however the kernel spreads connections over its workers: up to them nobody is refused, beyond them everybody.
 #[test]
-fn b15_workers_take_their_parts_of_the_limit() {
+fn b15_limits_are_those_of_all_workers_together() {
     let account = Account { email: format!("{}@example.com", canary("email")), password: canary("password") };
     let simulator = Simulator::start(Options { accounts: vec![account.clone()], ..Options::default() }).expect("a free port");
-    let builder = Builder::to_simulator(&simulator, &account).env("RUST_LOG", "info");
-    let proxy = builder.set("runtime.workers=2").set("limits.max_in_flight=60").start();
+    let limits = |builder: Builder| builder.set("runtime.workers=4").set("limits.max_in_flight=20").set("listen.max_connections=40");
+    let proxy = limits(Builder::to_simulator(&simulator, &account)).start();
     proxy.wait_ready();
     let held = simulator.fault(Fault::at("/inputs/", Action::Hold));
-    // The kernel deals connections out by their ports: of so many, neither worker gets fewer than its part.
-    let mut connections: Vec<_> = (0..240)
-        .map(|_| {
-            let mut connection = proxy.connect();
-            connection.send("GET /inputs/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
-            connection
-        })
-        .collect();
-    let shed = "upsolver_auth_proxy_errors_total{code=\"overloaded\"}";
-    proxy.wait_until("180 to be shed", |proxy| proxy.metric(shed) == 180.0);
+    let mut connections: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
+    for connection in &mut connections[..20] {
+        connection.send("GET /inputs/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    }
     let arrived = |requests: &[Received]| requests.iter().filter(|request| request.path() == "/inputs/").count();
-    simulator.wait_for(|requests| arrived(requests) == 60, PATIENCE).expect("the rest is served");
+    simulator.wait_for(|requests| arrived(requests) == 20, PATIENCE).expect("none is shed");
+    for connection in &mut connections[20..] {
+        connection.send("GET /inputs/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(connection.read_response(false).expect("an answer").code(), "overloaded");
+    }
+    assert_eq!(proxy.connect().read_response(false).expect("an answer").code(), "overloaded");
+    assert_eq!(proxy.metric("upsolver_auth_proxy_errors_total{code=\"overloaded\"}"), 21.0);
     simulator.remove_fault(held);
-    let statuses: Vec<_> = connections.iter_mut().map(|connection| connection.read_response(false).expect("an answer").status()).collect();
-    assert_eq!([200, 503].map(|status| statuses.iter().filter(|seen| **seen == status).count()), [60, 180]);
+    for connection in &mut connections[..20] {
+        assert_eq!(connection.read_response(false).expect("an answer").status(), 200);
+    }
     // Over, and at once.
     proxy.wait_until("rest", |proxy| proxy.status()["requests_in_flight"] == 0);
-    for _ in 0..30 {
-        assert_eq!(proxy.get("/inputs/").status(), 200);
+    for connection in &mut connections {
+        connection.send("GET /inputs/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(connection.read_response(false).expect("an answer").status(), 200);
     }
-    assert_eq!(proxy.metric(shed), 180.0);
+}
+
+/// Whatever the proxy refuses is counted, though it never was a request.
+#[test]
+fn b15_what_is_no_request_is_counted_too() {
+    let wire = Wire::set(&["listen.max_connections=1", "listen.header_timeout=300ms", "runtime.workers=1"]);
+    let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-A: {}\r\n\r\n", "x".repeat(70_000));
+    for (bytes, status, code) in [
+        ("GET / HTT", 408, "request_timeout"),
+        ("GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", 400, "bad_request"),
+        (long.as_str(), 431, "headers_too_large"),
+    ] {
+        // The connection before may be on its way out.
+        wire.proxy.wait_until("room", |proxy| {
+            let mut connection = proxy.connect();
+            connection.try_send(bytes);
+            connection.read_response(false).is_some_and(|answer| answer.status() == status)
+        });
+        let refused = format!("upsolver_auth_proxy_requests_total{{method=\"other\",status=\"{status}\",source=\"proxy\"}}");
+        assert_eq!(
+            (wire.proxy.metric(&refused), wire.proxy.metric(&format!("upsolver_auth_proxy_errors_total{{code=\"{code}\"}}"))),
+            (1.0, 1.0)
+        );
+    }
 }
 
 #[test]

@@ -2,20 +2,19 @@
 //! contains panics, with a service that does.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use upsolver_auth_proxy::config::ListenAddress;
 use upsolver_auth_proxy::server::clock::{Clock, Limits};
-use upsolver_auth_proxy::server::{self, Settings, listen};
+use upsolver_auth_proxy::server::{self, Refusal, Settings, listen};
 use upsolver_auth_proxy::shutdown::Stage;
 
 use crate::support::raw::Raw;
@@ -37,12 +36,15 @@ fn start() -> (SocketAddr, watch::Sender<Stage>, std::thread::JoinHandle<usize>)
             bound.send(sockets[0].tcp_address().expect("TCP")).expect("the test waits");
             let listeners = sockets.into_iter().map(|socket| socket.into_listener().expect("a runtime")).collect();
             let second = Duration::from_secs(30);
+            let refusal = Refusal { message: Bytes::new(), status: StatusCode::REQUEST_TIMEOUT, code: "request_timeout" };
             let settings = Settings {
                 limits: Limits { idle: second, head: second, body_idle: second, response: second },
                 max_header_size: 65536,
-                max_connections: NonZeroUsize::new(16).expect("not zero"),
-                too_slow: Bytes::new(),
-                too_many: Bytes::new(),
+                connections: Arc::new(Semaphore::new(16)),
+                max_refusals: 2,
+                too_slow: refusal.clone(),
+                too_many: refusal,
+                metrics: Arc::default(),
             };
             server::run(listeners, None, settings, receiver, serve).await
         })
