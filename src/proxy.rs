@@ -25,7 +25,7 @@ use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{Evidence, ReplyBody, SendError, Upstream};
 
 use body::ResponseBody;
-use error::Error;
+use error::{Error, Reason};
 use exchange::Exchange;
 use guard::{Admitted, Guard, Verdict as Judgement};
 use headers::Cleaned;
@@ -316,11 +316,11 @@ impl Proxy {
         // When the clock wins, the exchange upstream is cancelled: its connection closes.
         tokio::select! {
             biased;
-            sent = self.upstream.send(attempts.head(), body, clock.now(), again) => sent.map_err(|error| explain(error, attempts)),
+            sent = self.upstream.send(attempts.head(), body, clock.now(), again) => sent.map_err(|error| explain(&error, attempts)),
             expired = clock.expired() => Err(match expired {
                 Expired::Downstream => Error::RequestTimeout,
-                Expired::UpstreamRead => Error::UpstreamTimeout("it stopped reading the request"),
-                Expired::UpstreamResponse => Error::UpstreamTimeout("no response head in time"),
+                Expired::UpstreamRead => Error::UpstreamTimeout(Reason::new("it stopped reading the request", "connection_write_timeout")),
+                Expired::UpstreamResponse => Error::UpstreamTimeout(Reason::new("no response head in time", "http_response_timeout")),
             }),
         }
     }
@@ -363,7 +363,7 @@ fn has_request_id(headers: &HeaderMap) -> bool {
 }
 
 /// A request that brought no response, in the words that the downstream gets.
-fn explain(error: SendError, attempts: &Attempts) -> Error {
+fn explain(error: &SendError, attempts: &Attempts) -> Error {
     // The body's own failure explains whatever else went wrong with its exchange.
     match attempts.body_failure() {
         Some(BodyFailure::TooLarge) => return Error::BodyTooLarge,
@@ -371,12 +371,16 @@ fn explain(error: SendError, attempts: &Attempts) -> Error {
         Some(BodyFailure::Closed) => return Error::DownstreamClosed,
         None => {}
     }
+    let because = |error_type| Reason::new(error.to_string(), error_type);
     match error {
-        SendError::Connect(ConnectError::Timeout { .. }) => Error::UpstreamTimeout("no connection in time"),
-        SendError::Connect(error @ ConnectError::Tls { .. }) => Error::UpstreamTls(error.to_string()),
-        SendError::Connect(error @ (ConnectError::Dns(_) | ConnectError::Unreachable { .. } | ConnectError::Proxy { .. })) => {
-            Error::UpstreamUnreachable(error.to_string())
-        }
-        SendError::RequestBody | SendError::Protocol(_) => Error::UpstreamProtocol(error.to_string()),
+        SendError::Connect(connect) => match connect {
+            ConnectError::Timeout { .. } => Error::UpstreamTimeout(because(connect.error_type())),
+            ConnectError::Tls { .. } => Error::UpstreamTls(because(connect.error_type())),
+            ConnectError::Dns(_) | ConnectError::Unreachable { .. } | ConnectError::Proxy { .. } => {
+                Error::UpstreamUnreachable(because(connect.error_type()))
+            }
+        },
+        SendError::Closed(_) => Error::UpstreamProtocol(because("connection_terminated")),
+        SendError::RequestBody | SendError::Protocol(_) => Error::UpstreamProtocol(because("http_protocol_error")),
     }
 }

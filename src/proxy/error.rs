@@ -2,11 +2,34 @@
 //!
 //! Never 401 or 403: Upsolver's clients read those as a bad token.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode};
+
+/// What went wrong upstream.
+#[derive(Debug)]
+pub struct Reason {
+    /// For the log.
+    pub text: String,
+    /// For the downstream: the error type that RFC 9209 section 2.3 registers for it.
+    pub error_type: &'static str,
+}
+
+impl Reason {
+    /// Words for the log, and a registered error type.
+    pub fn new(text: impl Into<String>, error_type: &'static str) -> Self {
+        Self { text: text.into(), error_type }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
 /// One of the proxy's own answers.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +74,13 @@ pub enum Error {
     MisdirectedRequest,
     /// Resolving or connecting failed.
     #[error("upstream unreachable: {0}")]
-    UpstreamUnreachable(String),
+    UpstreamUnreachable(Reason),
     /// The TLS handshake or the certificate failed.
     #[error("upstream TLS: {0}")]
-    UpstreamTls(String),
+    UpstreamTls(Reason),
     /// The response broke HTTP or broke off.
     #[error("upstream protocol: {0}")]
-    UpstreamProtocol(String),
+    UpstreamProtocol(Reason),
     /// No usable token within `token.wait`.
     #[error("no usable token")]
     TokenUnavailable {
@@ -72,11 +95,11 @@ pub enum Error {
     Draining,
     /// Connect or response timeout.
     #[error("upstream timeout: {0}")]
-    UpstreamTimeout(&'static str),
+    UpstreamTimeout(Reason),
     /// The request already passed this proxy.
     #[error("loop detected")]
     LoopDetected,
-    /// The downstream went away; nobody reads this answer.
+    /// The downstream went away, or closed its sending side in the middle of its body.
     #[error("downstream closed")]
     DownstreamClosed,
 }
@@ -134,7 +157,7 @@ impl Error {
     /// The `code` of the answer, and the label of `errors_total`: a fixed set, which never carries error text.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) => "bad_request",
+            Self::BadRequest(_) | Self::DownstreamClosed => "bad_request",
             Self::CrossSiteRequest => "cross_site_request",
             Self::CallerTokenRequired => "caller_token_required",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -153,7 +176,6 @@ impl Error {
             Self::Draining => "draining",
             Self::UpstreamTimeout(_) => "upstream_timeout",
             Self::LoopDetected => "loop_detected",
-            Self::DownstreamClosed => "downstream_closed",
         }
     }
 
@@ -186,27 +208,27 @@ impl Error {
     }
 
     /// The registered error type of RFC 9209 section 2.3 that says the most.
-    fn proxy_status(&self) -> &'static str {
+    fn error_type(&self) -> &'static str {
         match self {
             Self::BadRequest(_)
             | Self::RequestTimeout
             | Self::BodyTooLarge
             | Self::UriTooLong
             | Self::HeadersTooLarge
-            | Self::DownstreamClosed => "upsolver-auth-proxy; error=http_request_error",
+            | Self::DownstreamClosed => "http_request_error",
             Self::CrossSiteRequest
             | Self::CallerTokenRequired
             | Self::MethodNotAllowed
             | Self::MintingDenied
             | Self::PolicyDenied { .. }
-            | Self::MisdirectedRequest => "upsolver-auth-proxy; error=http_request_denied",
-            Self::UpstreamUnreachable(_) => "upsolver-auth-proxy; error=destination_unavailable",
-            Self::UpstreamTls(_) => "upsolver-auth-proxy; error=tls_protocol_error",
-            Self::UpstreamProtocol(_) => "upsolver-auth-proxy; error=http_protocol_error",
-            Self::TokenUnavailable { .. } | Self::Draining => "upsolver-auth-proxy; error=proxy_internal_response",
-            Self::Overloaded => "upsolver-auth-proxy; error=connection_limit_reached",
-            Self::UpstreamTimeout(_) => "upsolver-auth-proxy; error=http_response_timeout",
-            Self::LoopDetected => "upsolver-auth-proxy; error=proxy_loop_detected",
+            | Self::MisdirectedRequest => "http_request_denied",
+            Self::UpstreamUnreachable(reason)
+            | Self::UpstreamTls(reason)
+            | Self::UpstreamProtocol(reason)
+            | Self::UpstreamTimeout(reason) => reason.error_type,
+            Self::TokenUnavailable { .. } | Self::Draining => "proxy_internal_response",
+            Self::Overloaded => "connection_limit_reached",
+            Self::LoopDetected => "proxy_loop_detected",
         }
     }
 
@@ -226,7 +248,9 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(HeaderName::from_static("proxy-status"), HeaderValue::from_static(self.proxy_status()));
+        let proxy_status =
+            HeaderValue::from_str(&format!("upsolver-auth-proxy; error={}", self.error_type())).expect("registered names are tokens");
+        headers.insert(HeaderName::from_static("proxy-status"), proxy_status);
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, self.allow());
         }
@@ -243,7 +267,7 @@ impl Error {
     /// section 6.3), and behind a CONNECT it is no HTTP. Or that nothing more is taken on it, since the proxy stops. Where only a body stays unread, the server closes of itself.
     fn ends_connection(&self) -> bool {
         match self {
-            Self::BadRequest(_) | Self::MethodNotAllowed | Self::Draining => true,
+            Self::BadRequest(_) | Self::MethodNotAllowed | Self::Draining | Self::DownstreamClosed => true,
             Self::CrossSiteRequest
             | Self::CallerTokenRequired
             | Self::MintingDenied
@@ -259,8 +283,7 @@ impl Error {
             | Self::TokenUnavailable { .. }
             | Self::Overloaded
             | Self::UpstreamTimeout(_)
-            | Self::LoopDetected
-            | Self::DownstreamClosed => false,
+            | Self::LoopDetected => false,
         }
     }
 
@@ -308,13 +331,13 @@ mod tests {
             Error::UriTooLong,
             Error::HeadersTooLarge,
             Error::MisdirectedRequest,
-            Error::UpstreamUnreachable("canary".to_owned()),
-            Error::UpstreamTls("canary".to_owned()),
-            Error::UpstreamProtocol("canary".to_owned()),
+            Error::UpstreamUnreachable(Reason::new("canary", "dns_error")),
+            Error::UpstreamTls(Reason::new("canary", "tls_certificate_error")),
+            Error::UpstreamProtocol(Reason::new("canary", "http_protocol_error")),
             Error::TokenUnavailable { retry_after: Duration::from_millis(1500) },
             Error::Overloaded,
             Error::Draining,
-            Error::UpstreamTimeout("canary"),
+            Error::UpstreamTimeout(Reason::new("canary", "http_response_timeout")),
             Error::LoopDetected,
             Error::DownstreamClosed,
         ]

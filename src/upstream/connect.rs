@@ -72,6 +72,8 @@ pub enum ConnectError {
         target: String,
         /// From the system.
         reason: String,
+        /// Whether it was refused.
+        refused: bool,
     },
     /// `upstream.connect_timeout` ran out.
     #[error("no connection to {target} within {}", humantime::format_duration(*.within))]
@@ -88,6 +90,8 @@ pub enum ConnectError {
         target: String,
         /// From rustls, with a hint.
         reason: String,
+        /// Whether it is the certificate that is at fault.
+        certificate: bool,
     },
     /// The egress proxy refused the tunnel.
     #[error("egress proxy {proxy}: {reason}")]
@@ -108,6 +112,18 @@ impl ConnectError {
             Self::Timeout { .. } => "timeout",
             Self::Tls { .. } => "tls",
             Self::Proxy { .. } => "proxy",
+        }
+    }
+
+    /// The error type that RFC 9209 section 2.3 registers for it.
+    pub fn error_type(&self) -> &'static str {
+        match self {
+            Self::Dns(_) => "dns_error",
+            Self::Unreachable { refused: true, .. } => "connection_refused",
+            Self::Unreachable { refused: false, .. } | Self::Proxy { .. } => "destination_unavailable",
+            Self::Timeout { .. } => "connection_timeout",
+            Self::Tls { certificate: true, .. } => "tls_certificate_error",
+            Self::Tls { certificate: false, .. } => "tls_protocol_error",
         }
     }
 }
@@ -191,29 +207,30 @@ impl Connector {
     fn explain(&self, error: &(dyn std::error::Error + 'static)) -> ConnectError {
         let target = self.shared.target.authority().map_or_else(|| self.name(), ToString::to_string);
         let mut cause = Some(error);
-        let mut reason = error.to_string();
+        let (mut reason, mut refused) = (error.to_string(), false);
         while let Some(current) = cause {
             if current.is::<ResolveError>() {
                 return ConnectError::Dns(current.to_string());
             }
-            if let Some(io) = current.downcast_ref::<io::Error>()
-                && io.kind() == io::ErrorKind::TimedOut
-            {
-                return ConnectError::Timeout { target, within: self.shared.timeout };
+            match current.downcast_ref::<io::Error>().map(io::Error::kind) {
+                Some(io::ErrorKind::TimedOut) => return ConnectError::Timeout { target, within: self.shared.timeout },
+                Some(io::ErrorKind::ConnectionRefused) => refused = true,
+                _ => {}
             }
             reason = current.to_string();
             cause = current.source();
         }
-        ConnectError::Unreachable { target, reason }
+        ConnectError::Unreachable { target, reason, refused }
     }
 
     /// What TLS itself has against the upstream is told from a connection that broke meanwhile.
     fn explain_handshake(&self, error: &io::Error) -> ConnectError {
         let target = self.name();
-        match tls::explain(error) {
-            Some(reason) => ConnectError::Tls { target, reason },
-            None => ConnectError::Unreachable { target, reason: format!("it ended the connection during the TLS handshake: {error}") },
+        if let Some(reason) = tls::explain(error) {
+            return ConnectError::Tls { target, reason, certificate: tls::is_about_certificate(error) };
         }
+        let reason = format!("it ended the connection during the TLS handshake: {error}");
+        ConnectError::Unreachable { target, reason, refused: false }
     }
 
     async fn handshake(&self, tls: &TlsConnector, name: ServerName<'static>, stream: TcpStream) -> Result<Connection, ConnectError> {

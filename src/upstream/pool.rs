@@ -58,21 +58,34 @@ pub enum SendError {
     /// The request's own body failed; the cause lies downstream.
     #[error("the request body failed")]
     RequestBody,
-    /// The connection broke, or what came back is not HTTP.
+    /// The connection ended, or broke.
+    #[error("{0}")]
+    Closed(String),
+    /// What came back is not HTTP.
     #[error("{0}")]
     Protocol(String),
 }
 
 impl From<http1::Error> for SendError {
     fn from(error: http1::Error) -> Self {
-        if matches!(error, http1::Error::RequestBody) { Self::RequestBody } else { Self::Protocol(error.to_string()) }
+        match error {
+            http1::Error::RequestBody => Self::RequestBody,
+            http1::Error::NotSent | http1::Error::Closed | http1::Error::Io(_) => Self::Closed(error.to_string()),
+            http1::Error::Malformed(_) => Self::Protocol(error.to_string()),
+        }
     }
 }
 
 impl From<hyper::Error> for SendError {
     fn from(error: hyper::Error) -> Self {
         // Hyper calls what its user gives it the user's error.
-        if error.is_user() { Self::RequestBody } else { Self::Protocol(describe(&error)) }
+        if error.is_user() {
+            Self::RequestBody
+        } else if error.is_closed() || error.is_canceled() || http2_cause(&error).is_some_and(h2::Error::is_io) {
+            Self::Closed(describe(&error))
+        } else {
+            Self::Protocol(describe(&error))
+        }
     }
 }
 

@@ -44,6 +44,12 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
     Ok(certificates)
 }
 
+/// Whether TLS refused the upstream's certificate.
+pub(super) fn is_about_certificate(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// What TLS had against the upstream, in words that say what to look at; nothing where the connection itself failed. For the log, never for the
 /// downstream.
 pub(super) fn explain(error: &std::io::Error) -> Option<String> {

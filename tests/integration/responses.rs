@@ -456,6 +456,7 @@ fn b25_a_reply_that_carries_the_token_loses_that_field() {
     ));
     assert!(!String::from_utf8_lossy(&answer.head).contains(token.as_str()), "{answer:?}");
     assert_eq!((answer.header("x-kept"), answer.text().as_str()), (Some("1"), "ok"));
+    assert_eq!(answer.all("set-cookie"), ["u=1"], "other lines of its name stay");
 }
 
 #[test]

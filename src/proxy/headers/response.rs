@@ -7,7 +7,7 @@ use hyper::ext::ReasonPhrase;
 use super::request::Cleaned;
 use super::{Upstream, is_hop_by_hop, remove_nominated, remove_where};
 use crate::config::Origin;
-use crate::proxy::error::Error;
+use crate::proxy::error::{Error, Reason};
 use crate::proxy::guard::{Admitted, split_authority};
 use crate::secret::AuthorizationValue;
 use crate::upstream::http1::{self, Framing};
@@ -24,10 +24,10 @@ pub fn clean_response(
     authorization: &AuthorizationValue,
 ) -> Result<(), Error> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Error::UpstreamProtocol("it switched protocols unasked (101)".to_owned()));
+        return Err(Error::UpstreamProtocol(Reason::new("it switched protocols unasked (101)", "http_protocol_error")));
     }
     let headers = &mut head.headers;
-    let framing = http1::framing(headers).map_err(|reason| Error::UpstreamProtocol(reason.to_owned()))?;
+    let framing = http1::framing(headers).map_err(|reason| Error::UpstreamProtocol(Reason::new(reason, "http_protocol_error")))?;
 
     remove_nominated(headers);
     remove_where(headers, |name| {
@@ -75,11 +75,15 @@ fn is_misleading(name: &str) -> bool {
     name.starts_with("access-control-") || name == "alt-svc"
 }
 
-/// B25: a response field that contains the token would hand it to the downstream.
+/// B25: a response field that contains the token would hand it to the downstream. Others of its name stay: an app needs its other cookies.
 fn remove_token(headers: &mut HeaderMap, authorization: &AuthorizationValue) {
     while let Some(name) = headers.iter().find(|(_, value)| authorization.is_in(value.as_bytes())).map(|(name, _)| name.clone()) {
         tracing::warn!(field = %name, "the upstream's response contains the token; the field is dropped");
-        headers.remove(name);
+        let others: Vec<_> = headers.get_all(&name).iter().filter(|value| !authorization.is_in(value.as_bytes())).cloned().collect();
+        headers.remove(&name);
+        for value in others {
+            headers.append(name.clone(), value);
+        }
     }
 }
 
