@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use crate::metrics::{ResponseSource, WorkerMetrics};
-use crate::server::clock::{Clock, Phase};
+use crate::server::clock::Clock;
 use crate::telemetry::{AccessLog, AccessRecord};
 use crate::upstream::pool::ReplyError;
 
@@ -118,7 +118,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.clock.enter(Phase::Idle);
+        self.clock.finish();
         let duration = self.clock.now() - self.started;
         self.metrics.request_finished(&self.method, self.status, self.source, duration);
         self.log.record(&AccessRecord {
