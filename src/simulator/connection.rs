@@ -214,7 +214,9 @@ async fn idle(wire: &Rc<Wire>, mut settings: watch::Receiver<Settings>) {
     loop {
         let timeout = settings.borrow_and_update().idle_timeout;
         let now = Instant::now();
-        let deadline = match (timeout, wire.idle_since()) {
+        // As with nginx's keepalive_timeout, the first request of a connection may take its time.
+        let since = wire.idle_since().filter(|_| wire.requests() > 0);
+        let deadline = match (timeout, since) {
             (Some(timeout), Some(since)) if since + timeout <= now => return,
             (Some(timeout), since) => Some(since.unwrap_or(now) + timeout),
             (None, _) => None,
