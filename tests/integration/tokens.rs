@@ -474,6 +474,24 @@ fn c49_a_fixed_token_is_never_minted_and_its_file_can_rotate() {
     assert_eq!(mint_attempts(&simulator).len(), 0);
 }
 
+/// Contract section 5, "Rotation": a new content of the token file that the upstream refuses takes nothing away, and the log says so.
+#[test]
+fn c49_a_rejected_new_token_file_leaves_the_old_token_in_use_and_says_so() {
+    let account = account();
+    let simulator = simulator(&account);
+    let (first, wrong) = (simulator.make_token(), canary("wrong"));
+    let builder = Builder::to_simulator_without_credentials(&simulator).secret(&first).secret(&wrong).set("token.wait=100ms");
+    let file = builder.file("token", &first);
+    let proxy = builder.set(format!("credentials.token_file={}", file.display())).set("credentials.poll_interval=50ms").start();
+    proxy.wait_ready();
+    std::fs::write(&file, &wrong).expect("writable");
+    let line = proxy.wait_for_log("the token in hand stays in use");
+    assert!(line.contains("WARN") && line.contains(&file.display().to_string()), "{line}");
+    proxy.wait_until("the metric", |proxy| proxy.metric("upsolver_auth_proxy_credentials_pending_rejected") == 1.0);
+    assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200);
+    assert_eq!(proxy.get("/inputs/").status(), 200);
+}
+
 #[test]
 fn a_refresh_mints_a_successor_within_the_budget() {
     let account = account();

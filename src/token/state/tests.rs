@@ -708,8 +708,11 @@ fn c49_the_verdict_on_a_replaced_token_file_is_dropped() {
         let mut rig = Rig::new(settings());
         let _ = rig.on(token_file(A, "f1"));
         assert_eq!(rig.on(token_file(B, "f2")), ["verify f2"]);
+        assert!(!rig.machine.is_outdated());
         assert_eq!(rig.on(token_file(CredentialsId(3), "f3")), [""; 0]);
+        assert!(rig.machine.is_outdated());
         assert_eq!(rig.on(candidate_is(result)), ["verify f3"], "{result:?}");
+        assert!(!rig.machine.is_outdated());
         assert_eq!((rig.sees(), rig.machine.is_pending_rejected()), (using("renewing", "f1", 1), false));
     }
 }

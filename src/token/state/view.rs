@@ -134,6 +134,11 @@ impl Machine {
         matches!(self.acquiring, Acquiring::Verifying { .. })
     }
 
+    /// Whether what is under way was begun with credentials that were replaced since.
+    pub fn is_outdated(&self) -> bool {
+        self.acquiring.by().is_some_and(|by| self.credentials.id() != Some(by))
+    }
+
     /// What holds back the mint that is wanted, if one is.
     pub fn held_back_by(&self, now: Instant) -> Option<HeldBackBy> {
         if self.acquiring.is_idle() && self.is_wanted(now) { self.pacing.held_back_by(now) } else { None }

@@ -72,7 +72,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                         self.succeeded();
                         self.seen.borrow_mut().proven(&token);
                     }
-                    ProbeOutcome::Dead => self.seen.borrow_mut().known(&token),
+                    ProbeOutcome::Dead => {
+                        self.seen.borrow_mut().known(&token);
+                        self.candidate_is_dead(&token);
+                    }
                     ProbeOutcome::Inconclusive(reason) => {
                         self.report.facts.failure = Some(format!("a token could not be verified: {reason}"));
                     }
@@ -84,6 +87,21 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         };
         self.report.stale();
         self.step(event);
+    }
+
+    /// Tells the person who has to do something about it. The verdict on credentials that were replaced meanwhile is nobody's concern.
+    fn candidate_is_dead(&self, token: &TokenRecord) {
+        if self.machine.is_outdated() {
+            return;
+        }
+        let credentials = self.report.credentials_source();
+        match token.source {
+            TokenSource::TokenFile if self.machine.is_usable() => warn!(
+                credentials,
+                "the upstream rejected the new token in this file: the token in hand stays in use; correct the file, it is read again by itself"
+            ),
+            TokenSource::TokenFile | TokenSource::Store | TokenSource::Minted => {}
+        }
     }
 
     /// A fault in the proxy's own code (C08). The machine is told the most cautious thing about whatever was under way.
