@@ -507,6 +507,30 @@ fn a_refresh_mints_a_successor_within_the_budget() {
     assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200, "ready with the budget spent");
 }
 
+/// Contract section 3, `mint_budget`: "past it: no mint, and loud", also where nothing but `token.max_age` asks for a mint.
+#[test]
+fn a_renewal_without_budget_is_told_once_while_the_token_serves_on() {
+    let account = account();
+    let simulator = simulator(&account);
+    let proxy = Builder::to_simulator(&simulator, &account)
+        .set("token.max_age=300ms")
+        .set("token.min_mint_interval=0s")
+        .set("token.mint_budget=2")
+        .start();
+    let told = "token.mint_budget is spent";
+    let line = proxy.wait_for_log(told);
+    assert!(line.contains("WARN"), "{line}");
+    let reason = "no successor yet: token.mint_budget (2 per hour) is spent";
+    proxy.wait_until("the reason in /status", |proxy| proxy.status()["reasons"].to_string().contains(reason));
+    for _ in 0..5 {
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200);
+        assert_eq!(proxy.get("/inputs/").status(), 200);
+    }
+    assert_eq!(proxy.log().matches(told).count(), 1, "once, not as often as the token is looked at");
+    assert_eq!(simulator.mints().len(), 2);
+}
+
 #[test]
 fn superseded_tokens_are_revoked_where_a_path_is_set() {
     let account = account();

@@ -621,6 +621,23 @@ fn a_token_over_max_age_is_renewed_while_it_serves() {
     old.waits(2 * MINUTE, "mint with 1 in its turn");
 }
 
+/// What holds a renewal back can be told from the moment at which it is due, although nothing is to be done then.
+#[test]
+fn a_renewal_that_is_held_back_is_due_all_the_same() {
+    let limits = MintLimits { interval: Duration::ZERO, budget: 1 };
+    let mut rig = Rig::minting_with(Settings { max_age: Some(10 * MINUTE), limits, ..settings() });
+    assert_eq!(rig.machine.renewal_due(rig.now), None, "no token is in use");
+    let _ = rig.on(minted("t1"));
+    let due = rig.now + 10 * MINUTE;
+    assert_eq!((rig.machine.renewal_due(rig.now), rig.machine.deadline(rig.now)), (Some(due), Some(rig.now + HOUR)));
+    assert_eq!(rig.machine.held_back_by(rig.now), None);
+    rig.now = due;
+    assert_eq!((rig.machine.renewal_due(rig.now), rig.machine.held_back_by(rig.now)), (None, Some(HeldBackBy::Budget)));
+    assert_eq!(rig.sees(), using("usable", "t1", 1));
+    let _ = rig.on(Event::Shutdown);
+    assert_eq!(rig.machine.renewal_due(due - MINUTE), None, "nothing new is begun");
+}
+
 #[test]
 fn refresh_sets_the_interval_aside_but_not_the_budget() {
     let mut rig = Rig::minting();
