@@ -581,7 +581,11 @@ fn c30_a_store_of_other_credentials_is_not_used() {
     let proxy = with_store(&simulator, &other, &path).start();
     proxy.wait_ready();
     assert_eq!(proxy.get("/inputs/").status(), 200);
-    assert_eq!(simulator.mints().len(), 2);
+    let mints = simulator.mints();
+    assert_eq!(mints.len(), 2);
+    // It works still, and its store was written over: this is the last place that can name it.
+    let line = proxy.wait_for_log("the stored token does not work with these credentials");
+    assert!(line.contains("WARN") && line.contains(&mints[0].id) && line.contains(&mints[0].name), "{line}");
 }
 
 #[test]

@@ -100,7 +100,15 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 credentials,
                 "the upstream rejected the new token in this file: the token in hand stays in use; correct the file, it is read again by itself"
             ),
-            TokenSource::TokenFile | TokenSource::Store | TokenSource::Minted => {}
+            // The next save writes over it, and whatever it told of a token that may work still.
+            TokenSource::Store => warn!(
+                id = token.id,
+                name = token.name,
+                credentials,
+                "the stored token does not work with these credentials and is replaced. Where it was minted with other ones, it still works: delete it in \
+                 Upsolver under More > API Tokens once nobody uses it"
+            ),
+            TokenSource::TokenFile | TokenSource::Minted => {}
         }
     }
 
