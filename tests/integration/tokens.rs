@@ -546,6 +546,25 @@ fn superseded_tokens_are_revoked_where_a_path_is_set() {
     assert_eq!(simulator.live_tokens(), Vec::<String>::new());
 }
 
+/// A wrong `token.revoke_path` is answered with the 404 that a deleted token is answered with: that proves nothing.
+#[test]
+fn a_revocation_that_finds_nothing_is_no_success() {
+    for status in [404, 410] {
+        let account = account();
+        let simulator = simulator(&account);
+        simulator.fault(Fault::below("/elsewhere/", Action::status(status)));
+        let mut proxy = eager(&simulator, &account).set("token.revoke_path=/elsewhere/{id}").start();
+        proxy.wait_ready();
+        assert!(proxy.stop().success());
+        let mint = &simulator.mints()[0];
+        let line = proxy.wait_for_log("token.revoke_path is wrong");
+        for part in ["WARN", &status.to_string(), &mint.id, &mint.name] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!proxy.log().contains("token revoked"));
+    }
+}
+
 /// Contract section 5, "Store": one mint for many starts, however they end.
 #[test]
 fn c10_a_file_store_survives_kills_with_one_mint() {
