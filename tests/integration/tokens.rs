@@ -130,6 +130,7 @@ fn c04_wrong_credentials_are_not_tried_again_until_they_change() {
         .start();
     let line = proxy.wait_for_log("rejected");
     assert!(line.contains("password"), "the log names the files: {line}");
+    assert!(line.contains("read again by themselves") && !line.contains("restart"), "{line}");
     proxy.wait_until("the rejection in /status", |proxy| proxy.status()["last_mint"]["result"] == "rejected");
     assert_eq!(proxy.get("/inputs/").code(), "token_unavailable");
     assert_eq!(mint_attempts(&simulator).len(), 1, "the same bytes are not tried again");
@@ -138,6 +139,39 @@ fn c04_wrong_credentials_are_not_tried_again_until_they_change() {
     proxy.wait_ready();
     assert_eq!(mint_attempts(&simulator).len(), 2);
     assert_eq!(proxy.get("/inputs/").status(), 200);
+}
+
+/// Contract section 5, "Mint": "credentials or request are wrong". Which of them is told by the status, and what mends it.
+#[test]
+fn c04_c06_a_rejected_mint_says_what_to_correct() {
+    let rows = [
+        (400, "rejected the credentials", "restart"),
+        (401, "rejected the credentials", "restart"),
+        (403, "rejected the credentials", "restart"),
+        (307, "refused the request for a token", "upstream.url"),
+        (404, "refused the request for a token", "upstream.url"),
+        (405, "refused the request for a token", "upstream.url"),
+        (422, "refused the request for a token", "upstream.url"),
+    ];
+    for (status, what, remedy) in rows {
+        let account = account();
+        let simulator = simulator(&account);
+        simulator.fault(Fault::at("/api-tokens/", Action::status(status)));
+        let proxy = Builder::to_simulator(&simulator, &account).start();
+        let line = proxy.wait_for_log(what);
+        for part in ["WARN", remedy, &status.to_string()] {
+            assert!(line.contains(part), "{status}: {part}: {line}");
+        }
+        // These come from the environment, which nobody reads a second time.
+        assert!(!line.contains("by themselves"), "{status}: {line}");
+        proxy.wait_until("the status", |proxy| proxy.status()["last_mint"]["result"] == "rejected");
+        let page = proxy.status();
+        let reasons = page["reasons"].to_string();
+        for part in [what, remedy, &format!("HTTP {status}")] {
+            assert!(reasons.contains(part), "{status}: {part}: {reasons}");
+        }
+        assert_eq!(page["token"]["state"], "credentials_rejected", "{status}");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use tracing::{debug, info, warn};
 
 use super::attempt::{Attempted, age};
+use super::report::ToCorrect;
 use super::slot::Panicked;
 use super::{Acquired, Task};
 use crate::secret::AuthorizationValue;
@@ -156,12 +158,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 ("success", Event::Minted(Arc::new(record)))
             }
             Outcome::Rejected { status } => {
-                let source = self.report.credentials_source();
-                warn!(
-                    status = status.as_u16(),
-                    credentials = source,
-                    "the upstream rejected the credentials: correct them; they are read again by themselves"
-                );
+                self.mint_rejected(status);
                 self.report.facts.rejected_with = Some(status);
                 ("rejected", Event::MintFailed(MintFailure::Rejected))
             }
@@ -189,6 +186,26 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         self.metrics.mint(label, took);
         self.report.facts.last_mint = Some((label, (self.wall)()));
         event
+    }
+
+    fn mint_rejected(&self, status: StatusCode) {
+        let (credentials, to_correct, status) = (self.report.credentials_source(), self.report.to_correct(status), status.as_u16());
+        match to_correct {
+            ToCorrect::Files => {
+                warn!(status, credentials, "the upstream rejected the credentials: correct them; they are read again by themselves");
+            }
+            ToCorrect::Values => {
+                warn!(
+                    status,
+                    credentials, "the upstream rejected the credentials: correct them and restart the proxy, which read them at its start"
+                );
+            }
+            ToCorrect::Address => warn!(
+                status,
+                credentials,
+                "the upstream refused the request for a token: check upstream.url; a redirect or a 404 usually means a wrong address or a gateway in between"
+            ),
+        }
     }
 
     fn succeeded(&mut self) {
