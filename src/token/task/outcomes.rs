@@ -160,6 +160,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
             Outcome::Rejected { status } => {
                 self.mint_rejected(status);
                 self.report.facts.rejected_with = Some(status);
+                self.report.facts.failure = None; // of an earlier mint
                 ("rejected", Event::MintFailed(MintFailure::Rejected))
             }
             Outcome::Retry { reason, retry_after } => {

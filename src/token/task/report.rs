@@ -273,12 +273,16 @@ impl Report {
         if shown.pending_rejected {
             reasons.push(format!("{rejected}; the token in hand stays in use{}", next("try")));
         }
+        // Where a mint failed, that is what to mend; the limits only say when.
+        let cause = self.facts.failure.as_deref().map_or_else(String::new, |failure| format!("{failure}; "));
         let what = if usable { "no successor yet" } else { "no token yet" };
         match shown.held_back_by {
             Some(HeldBackBy::Failure) => reasons.push(format!("{what}{}{}", failure(": "), next("try"))),
-            Some(HeldBackBy::Interval) => reasons.push(format!("{what}: token.min_mint_interval is not over{}", next("mint"))),
+            Some(HeldBackBy::Interval) => {
+                reasons.push(format!("{what}: {cause}token.min_mint_interval is not over{}", next("mint")));
+            }
             Some(HeldBackBy::Budget) => {
-                reasons.push(format!("{what}: token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")));
+                reasons.push(format!("{what}: {cause}token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")));
             }
             Some(HeldBackBy::Rejection) | None => {}
         }
