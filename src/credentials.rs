@@ -47,6 +47,8 @@ pub struct Pair {
     pub password: Password,
     /// Where they came from, for people.
     pub source: String,
+    /// Whether both came from files: then a correction is found without a restart.
+    pub read_again: bool,
     /// When they were read.
     pub loaded_at: SystemTime,
 }
@@ -65,7 +67,7 @@ pub struct FixedToken {
 /// Reads the credentials once. Blocks on files; never on a FIFO or a device, but a dead network mount can hold it up for as long as it likes.
 pub fn read(source: &CredentialsSource) -> Loaded {
     match Reading::take(source).content {
-        Ok(content) => content.into_loaded(describe(source), SystemTime::now()),
+        Ok(content) => content.into_loaded(source, SystemTime::now()),
         Err(reason) => Loaded::Missing { reason },
     }
 }
@@ -93,6 +95,15 @@ pub(crate) fn describe(source: &CredentialsSource) -> String {
     }
 }
 
+/// Whether all of it comes from files. A value, from the configuration or the environment, is read at the start alone.
+fn is_read_again(source: &CredentialsSource) -> bool {
+    match source {
+        CredentialsSource::Unconfigured => false,
+        CredentialsSource::TokenFile(_) => true,
+        CredentialsSource::Pair { email, password } => matches!((email, password), (Source::File(_), Source::File(_))),
+    }
+}
+
 /// The files that the credentials come from; none where both are values.
 fn files(source: &CredentialsSource) -> Vec<&Path> {
     fn file<T>(source: &Source<T>) -> Option<&Path> {
@@ -116,9 +127,10 @@ enum Content {
 }
 
 impl Content {
-    fn into_loaded(self, source: String, loaded_at: SystemTime) -> Loaded {
+    fn into_loaded(self, source: &CredentialsSource, loaded_at: SystemTime) -> Loaded {
+        let (read_again, source) = (is_read_again(source), describe(source));
         match self {
-            Self::Pair { email, password } => Loaded::Pair(Arc::new(Pair { email, password, source, loaded_at })),
+            Self::Pair { email, password } => Loaded::Pair(Arc::new(Pair { email, password, source, read_again, loaded_at })),
             Self::Token(token) => Loaded::Token(Arc::new(FixedToken { token, source, loaded_at })),
         }
     }
@@ -184,11 +196,22 @@ mod tests {
         fs::write(&token, "\u{feff}canary").unwrap();
         let Loaded::Pair(pair) = read(&pair_of(email.clone(), password.clone())) else { panic!("both files are good") };
         assert_eq!((pair.email.expose(), pair.password.expose()), ("me@example.com", "canary"));
-        assert_eq!(pair.source, format!("{} and {}", email.display(), password.display()));
+        assert_eq!((&pair.source, pair.read_again), (&format!("{} and {}", email.display(), password.display()), true));
         let Loaded::Token(fixed) = read(&CredentialsSource::TokenFile(token.clone())) else { panic!("the file is good") };
         assert_eq!((fixed.token.expose(), fixed.source.as_str()), ("canary", token.display().to_string().as_str()));
         let shown = format!("{:?} {:?}", Loaded::Pair(pair), Loaded::Token(fixed));
         assert!(!shown.contains("canary") && !shown.contains("example.com"), "{shown}");
+    }
+
+    /// Half a correction would be found.
+    #[test]
+    fn a_value_beside_a_file_needs_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        fs::write(&file, "secret").unwrap();
+        let email = Source::Value { value: Email::new("me@example.com".to_owned()).unwrap(), origin: "UPSOLVER_EMAIL".to_owned() };
+        let Loaded::Pair(pair) = read(&CredentialsSource::Pair { email, password: Source::File(file) }) else { panic!("both are good") };
+        assert!(!pair.read_again);
     }
 
     /// C34: one message for both files, so that one look at the log is enough.

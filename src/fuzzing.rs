@@ -62,6 +62,7 @@ pub fn unmasked_token(file: &[u8]) -> Option<String> {
         email: Email::new("a@example.com".to_owned()).expect("a legal value"),
         password: Password::new("p".to_owned()).expect("a legal value"),
         source: String::new(),
+        read_again: true,
         loaded_at: SystemTime::UNIX_EPOCH,
     };
     crate::token::store::fuzzing::unmask(file, pair)

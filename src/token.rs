@@ -63,8 +63,8 @@ pub enum RefreshRefused {
         /// Until the budget has room again.
         retry_after: Duration,
     },
-    /// The upstream rejected these very credentials; presented again and again they get the account locked.
-    #[error("the upstream rejected the credentials; correct them, they are read again by themselves")]
+    /// The upstream rejected a mint with these very credentials; presented again and again they get the account locked.
+    #[error("the upstream rejected the credentials or the request for a token; the log and /status say what to correct")]
     CredentialsRejected {
         /// Until they are tried again anyway.
         retry_after: Duration,

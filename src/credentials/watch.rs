@@ -139,7 +139,7 @@ impl Watcher {
             Decision::Take(content) => {
                 self.metrics.credentials_reload("changed");
                 tracing::info!(source = self.source_name, "credentials read; they are new");
-                self.sender.send_replace(content.into_loaded(self.source_name.clone(), SystemTime::now()));
+                self.sender.send_replace(content.into_loaded(&self.reader.source, SystemTime::now()));
                 None
             }
             Decision::LookAgain(settled_in) => {
@@ -351,7 +351,7 @@ mod tests {
         let watch = Watch::start(config, Arc::default());
         let mut receiver = watch.receiver();
         let Loaded::Pair(pair) = receiver.borrow_and_update().clone() else { panic!("both values are there") };
-        assert_eq!(pair.source, "UPSOLVER_EMAIL and UPSOLVER_PASSWORD");
+        assert_eq!((pair.source.as_str(), pair.read_again), ("UPSOLVER_EMAIL and UPSOLVER_PASSWORD", false));
         watch.reload();
         assert!(timeout(POLL, receiver.changed()).await.is_err(), "values never change");
     }

@@ -259,6 +259,7 @@ mod tests {
             email: Email::new("me@example.com".to_owned()).unwrap(),
             password: Password::new("secret".to_owned()).unwrap(),
             source: "a test".to_owned(),
+            read_again: true,
             loaded_at: SystemTime::now(),
         }
     }

@@ -200,6 +200,7 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         loop {
             let now = Instant::now();
             let (deadline, budget_grows) = (self.machine.deadline(now), self.machine.budget_grows(now));
+            let renewal_due = self.machine.renewal_due(now);
             // Whichever branch wins, the others lose nothing: channels keep what was sent, the slots and the revoker keep their futures, and the instants
             // are reckoned anew. In order, so that a flood of rejections does not delay what ends it; the runtime's own choice would also make no two
             // runs of the simulation the same.
@@ -215,6 +216,8 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 acquired = self.acquisition.finished() => self.acquired(acquired),
                 probed = self.probe.finished() => self.probed(probed),
                 () = until(deadline) => self.step(Event::TimerFired),
+                // What is due and held back has a later deadline, and must be told all the same.
+                () = until(renewal_due) => self.report.publish(&self.machine, Instant::now()),
                 () = until(budget_grows) => self.report.publish(&self.machine, Instant::now()),
                 never = self.revoker.run() => match never {},
                 command = commands.recv() => match command {

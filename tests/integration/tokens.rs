@@ -130,6 +130,7 @@ fn c04_wrong_credentials_are_not_tried_again_until_they_change() {
         .start();
     let line = proxy.wait_for_log("rejected");
     assert!(line.contains("password"), "the log names the files: {line}");
+    assert!(line.contains("read again by themselves") && !line.contains("restart"), "{line}");
     proxy.wait_until("the rejection in /status", |proxy| proxy.status()["last_mint"]["result"] == "rejected");
     assert_eq!(proxy.get("/inputs/").code(), "token_unavailable");
     assert_eq!(mint_attempts(&simulator).len(), 1, "the same bytes are not tried again");
@@ -138,6 +139,39 @@ fn c04_wrong_credentials_are_not_tried_again_until_they_change() {
     proxy.wait_ready();
     assert_eq!(mint_attempts(&simulator).len(), 2);
     assert_eq!(proxy.get("/inputs/").status(), 200);
+}
+
+/// Contract section 5, "Mint": "credentials or request are wrong". Which of them is told by the status, and what mends it.
+#[test]
+fn c04_c06_a_rejected_mint_says_what_to_correct() {
+    let rows = [
+        (400, "rejected the credentials", "restart"),
+        (401, "rejected the credentials", "restart"),
+        (403, "rejected the credentials", "restart"),
+        (307, "refused the request for a token", "upstream.url"),
+        (404, "refused the request for a token", "upstream.url"),
+        (405, "refused the request for a token", "upstream.url"),
+        (422, "refused the request for a token", "upstream.url"),
+    ];
+    for (status, what, remedy) in rows {
+        let account = account();
+        let simulator = simulator(&account);
+        simulator.fault(Fault::at("/api-tokens/", Action::status(status)));
+        let proxy = Builder::to_simulator(&simulator, &account).start();
+        let line = proxy.wait_for_log(what);
+        for part in ["WARN", remedy, &status.to_string()] {
+            assert!(line.contains(part), "{status}: {part}: {line}");
+        }
+        // These come from the environment, which nobody reads a second time.
+        assert!(!line.contains("by themselves"), "{status}: {line}");
+        proxy.wait_until("the status", |proxy| proxy.status()["last_mint"]["result"] == "rejected");
+        let page = proxy.status();
+        let reasons = page["reasons"].to_string();
+        for part in [what, remedy, &format!("HTTP {status}")] {
+            assert!(reasons.contains(part), "{status}: {part}: {reasons}");
+        }
+        assert_eq!(page["token"]["state"], "credentials_rejected", "{status}");
+    }
 }
 
 #[test]
@@ -474,6 +508,24 @@ fn c49_a_fixed_token_is_never_minted_and_its_file_can_rotate() {
     assert_eq!(mint_attempts(&simulator).len(), 0);
 }
 
+/// Contract section 5, "Rotation": a new content of the token file that the upstream refuses takes nothing away, and the log says so.
+#[test]
+fn c49_a_rejected_new_token_file_leaves_the_old_token_in_use_and_says_so() {
+    let account = account();
+    let simulator = simulator(&account);
+    let (first, wrong) = (simulator.make_token(), canary("wrong"));
+    let builder = Builder::to_simulator_without_credentials(&simulator).secret(&first).secret(&wrong).set("token.wait=100ms");
+    let file = builder.file("token", &first);
+    let proxy = builder.set(format!("credentials.token_file={}", file.display())).set("credentials.poll_interval=50ms").start();
+    proxy.wait_ready();
+    std::fs::write(&file, &wrong).expect("writable");
+    let line = proxy.wait_for_log("the token in hand stays in use");
+    assert!(line.contains("WARN") && line.contains(&file.display().to_string()), "{line}");
+    proxy.wait_until("the metric", |proxy| proxy.metric("upsolver_auth_proxy_credentials_pending_rejected") == 1.0);
+    assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200);
+    assert_eq!(proxy.get("/inputs/").status(), 200);
+}
+
 #[test]
 fn a_refresh_mints_a_successor_within_the_budget() {
     let account = account();
@@ -489,6 +541,30 @@ fn a_refresh_mints_a_successor_within_the_budget() {
     assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200, "ready with the budget spent");
 }
 
+/// Contract section 3, `mint_budget`: "past it: no mint, and loud", also where nothing but `token.max_age` asks for a mint.
+#[test]
+fn a_renewal_without_budget_is_told_once_while_the_token_serves_on() {
+    let account = account();
+    let simulator = simulator(&account);
+    let proxy = Builder::to_simulator(&simulator, &account)
+        .set("token.max_age=300ms")
+        .set("token.min_mint_interval=0s")
+        .set("token.mint_budget=2")
+        .start();
+    let told = "token.mint_budget is spent";
+    let line = proxy.wait_for_log(told);
+    assert!(line.contains("WARN"), "{line}");
+    let reason = "no successor yet: token.mint_budget (2 per hour) is spent";
+    proxy.wait_until("the reason in /status", |proxy| proxy.status()["reasons"].to_string().contains(reason));
+    for _ in 0..5 {
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(proxy.ask_admin("GET", "/readiness").status(), 200);
+        assert_eq!(proxy.get("/inputs/").status(), 200);
+    }
+    assert_eq!(proxy.log().matches(told).count(), 1, "once, not as often as the token is looked at");
+    assert_eq!(simulator.mints().len(), 2);
+}
+
 #[test]
 fn superseded_tokens_are_revoked_where_a_path_is_set() {
     let account = account();
@@ -502,6 +578,25 @@ fn superseded_tokens_are_revoked_where_a_path_is_set() {
     // No store keeps its own token, so a clean stop revokes that one too.
     assert!(proxy.stop().success());
     assert_eq!(simulator.live_tokens(), Vec::<String>::new());
+}
+
+/// A wrong `token.revoke_path` is answered with the 404 that a deleted token is answered with: that proves nothing.
+#[test]
+fn a_revocation_that_finds_nothing_is_no_success() {
+    for status in [404, 410] {
+        let account = account();
+        let simulator = simulator(&account);
+        simulator.fault(Fault::below("/elsewhere/", Action::status(status)));
+        let mut proxy = eager(&simulator, &account).set("token.revoke_path=/elsewhere/{id}").start();
+        proxy.wait_ready();
+        assert!(proxy.stop().success());
+        let mint = &simulator.mints()[0];
+        let line = proxy.wait_for_log("token.revoke_path is wrong");
+        for part in ["WARN", &status.to_string(), &mint.id, &mint.name] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!proxy.log().contains("token revoked"));
+    }
 }
 
 /// Contract section 5, "Store": one mint for many starts, however they end.
@@ -539,7 +634,11 @@ fn c30_a_store_of_other_credentials_is_not_used() {
     let proxy = with_store(&simulator, &other, &path).start();
     proxy.wait_ready();
     assert_eq!(proxy.get("/inputs/").status(), 200);
-    assert_eq!(simulator.mints().len(), 2);
+    let mints = simulator.mints();
+    assert_eq!(mints.len(), 2);
+    // It works still, and its store was written over: this is the last place that can name it.
+    let line = proxy.wait_for_log("the stored token does not work with these credentials");
+    assert!(line.contains("WARN") && line.contains(&mints[0].id) && line.contains(&mints[0].name), "{line}");
 }
 
 #[test]

@@ -621,6 +621,23 @@ fn a_token_over_max_age_is_renewed_while_it_serves() {
     old.waits(2 * MINUTE, "mint with 1 in its turn");
 }
 
+/// What holds a renewal back can be told from the moment at which it is due, although nothing is to be done then.
+#[test]
+fn a_renewal_that_is_held_back_is_due_all_the_same() {
+    let limits = MintLimits { interval: Duration::ZERO, budget: 1 };
+    let mut rig = Rig::minting_with(Settings { max_age: Some(10 * MINUTE), limits, ..settings() });
+    assert_eq!(rig.machine.renewal_due(rig.now), None, "no token is in use");
+    let _ = rig.on(minted("t1"));
+    let due = rig.now + 10 * MINUTE;
+    assert_eq!((rig.machine.renewal_due(rig.now), rig.machine.deadline(rig.now)), (Some(due), Some(rig.now + HOUR)));
+    assert_eq!(rig.machine.held_back_by(rig.now), None);
+    rig.now = due;
+    assert_eq!((rig.machine.renewal_due(rig.now), rig.machine.held_back_by(rig.now)), (None, Some(HeldBackBy::Budget)));
+    assert_eq!(rig.sees(), using("usable", "t1", 1));
+    let _ = rig.on(Event::Shutdown);
+    assert_eq!(rig.machine.renewal_due(due - MINUTE), None, "nothing new is begun");
+}
+
 #[test]
 fn refresh_sets_the_interval_aside_but_not_the_budget() {
     let mut rig = Rig::minting();
@@ -708,8 +725,11 @@ fn c49_the_verdict_on_a_replaced_token_file_is_dropped() {
         let mut rig = Rig::new(settings());
         let _ = rig.on(token_file(A, "f1"));
         assert_eq!(rig.on(token_file(B, "f2")), ["verify f2"]);
+        assert!(!rig.machine.is_outdated());
         assert_eq!(rig.on(token_file(CredentialsId(3), "f3")), [""; 0]);
+        assert!(rig.machine.is_outdated());
         assert_eq!(rig.on(candidate_is(result)), ["verify f3"], "{result:?}");
+        assert!(!rig.machine.is_outdated());
         assert_eq!((rig.sees(), rig.machine.is_pending_rejected()), (using("renewing", "f1", 1), false));
     }
 }

@@ -76,6 +76,12 @@ impl Machine {
         }
     }
 
+    /// When the token in use reaches `token.max_age`, where that is still to come. Nothing needs to begin then, but [`Machine::held_back_by`] has news.
+    pub fn renewal_due(&self, now: Instant) -> Option<Instant> {
+        let renew_at = self.holding.usable()?.renew_at?;
+        (renew_at > now && !self.stopping).then_some(renew_at)
+    }
+
     /// Both halves of the state in one word.
     pub fn situation(&self) -> Situation {
         match (&self.holding, &self.acquiring) {
@@ -132,6 +138,11 @@ impl Machine {
     /// Whether a token is asked about before its first use.
     pub fn is_verifying(&self) -> bool {
         matches!(self.acquiring, Acquiring::Verifying { .. })
+    }
+
+    /// Whether what is under way was begun with credentials that were replaced since.
+    pub fn is_outdated(&self) -> bool {
+        self.acquiring.by().is_some_and(|by| self.credentials.id() != Some(by))
     }
 
     /// What holds back the mint that is wanted, if one is.

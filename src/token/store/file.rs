@@ -151,6 +151,7 @@ mod tests {
             email: Email::new("canary@example.com".to_owned()).unwrap(),
             password: Password::new(password.to_owned()).unwrap(),
             source: "a test".to_owned(),
+            read_again: true,
             loaded_at: now(),
         }
     }

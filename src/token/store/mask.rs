@@ -178,6 +178,7 @@ mod tests {
             email: Email::new(email.to_owned()).unwrap(),
             password: Password::new(password.to_owned()).unwrap(),
             source: "a test".to_owned(),
+            read_again: true,
             loaded_at: SystemTime::now(),
         }
     }

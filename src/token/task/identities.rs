@@ -64,6 +64,7 @@ mod tests {
             email: Email::new(email.to_owned()).unwrap(),
             password: Password::new(password.to_owned()).unwrap(),
             source: source.to_owned(),
+            read_again: true,
             loaded_at: SystemTime::now(),
         }))
     }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use tracing::{debug, info, warn};
 
 use super::attempt::{Attempted, age};
+use super::report::ToCorrect;
 use super::slot::Panicked;
 use super::{Acquired, Task};
 use crate::secret::AuthorizationValue;
@@ -72,7 +74,10 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                         self.succeeded();
                         self.seen.borrow_mut().proven(&token);
                     }
-                    ProbeOutcome::Dead => self.seen.borrow_mut().known(&token),
+                    ProbeOutcome::Dead => {
+                        self.seen.borrow_mut().known(&token);
+                        self.candidate_is_dead(&token);
+                    }
                     ProbeOutcome::Inconclusive(reason) => {
                         self.report.facts.failure = Some(format!("a token could not be verified: {reason}"));
                     }
@@ -84,6 +89,29 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         };
         self.report.stale();
         self.step(event);
+    }
+
+    /// Tells the person who has to do something about it. The verdict on credentials that were replaced meanwhile is nobody's concern.
+    fn candidate_is_dead(&self, token: &TokenRecord) {
+        if self.machine.is_outdated() {
+            return;
+        }
+        let credentials = self.report.credentials_source();
+        match token.source {
+            TokenSource::TokenFile if self.machine.is_usable() => warn!(
+                credentials,
+                "the upstream rejected the new token in this file: the token in hand stays in use; correct the file, it is read again by itself"
+            ),
+            // The next save writes over it, and whatever it told of a token that may work still.
+            TokenSource::Store => warn!(
+                id = token.id,
+                name = token.name,
+                credentials,
+                "the stored token does not work with these credentials and is replaced. Where it was minted with other ones, it still works: delete it in \
+                 Upsolver under More > API Tokens once nobody uses it"
+            ),
+            TokenSource::TokenFile | TokenSource::Minted => {}
+        }
     }
 
     /// A fault in the proxy's own code (C08). The machine is told the most cautious thing about whatever was under way.
@@ -130,13 +158,9 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
                 ("success", Event::Minted(Arc::new(record)))
             }
             Outcome::Rejected { status } => {
-                let source = self.report.credentials_source();
-                warn!(
-                    status = status.as_u16(),
-                    credentials = source,
-                    "the upstream rejected the credentials: correct them; they are read again by themselves"
-                );
+                self.mint_rejected(status);
                 self.report.facts.rejected_with = Some(status);
+                self.report.facts.failure = None; // of an earlier mint
                 ("rejected", Event::MintFailed(MintFailure::Rejected))
             }
             Outcome::Retry { reason, retry_after } => {
@@ -163,6 +187,26 @@ impl<U: Upstream, S: TokenStore> Task<U, S> {
         self.metrics.mint(label, took);
         self.report.facts.last_mint = Some((label, (self.wall)()));
         event
+    }
+
+    fn mint_rejected(&self, status: StatusCode) {
+        let (credentials, to_correct, status) = (self.report.credentials_source(), self.report.to_correct(status), status.as_u16());
+        match to_correct {
+            ToCorrect::Files => {
+                warn!(status, credentials, "the upstream rejected the credentials: correct them; they are read again by themselves");
+            }
+            ToCorrect::Values => {
+                warn!(
+                    status,
+                    credentials, "the upstream rejected the credentials: correct them and restart the proxy, which read them at its start"
+                );
+            }
+            ToCorrect::Address => warn!(
+                status,
+                credentials,
+                "the upstream refused the request for a token: check upstream.url; a redirect or a 404 usually means a wrong address or a gateway in between"
+            ),
+        }
     }
 
     fn succeeded(&mut self) {

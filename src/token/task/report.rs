@@ -80,7 +80,20 @@ pub(super) struct Facts {
     /// Why there are no credentials.
     missing: String,
     credentials_source: String,
+    /// Whether a correction of them is found without a restart.
+    credentials_read_again: bool,
     credentials_loaded_at: Option<SystemTime>,
+}
+
+/// What is to be corrected after a mint was rejected, as far as the status of its reply tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ToCorrect {
+    /// The files with the credentials, which are read again by themselves.
+    Files,
+    /// The credentials, of which at least one half is a value and read at the start alone.
+    Values,
+    /// Most likely where the request goes: no credentials bring a redirect or a 404 about.
+    Address,
 }
 
 /// Publishes the status and keeps the gauges.
@@ -113,6 +126,7 @@ impl Report {
             rejected_with: None,
             missing: String::new(),
             credentials_source: String::new(),
+            credentials_read_again: false,
             credentials_loaded_at: None,
         };
         let machine = Machine::new(Settings::new(config));
@@ -138,17 +152,18 @@ impl Report {
 
     /// The credentials were read.
     pub(super) fn credentials(&mut self, loaded: &Loaded) {
-        let (source, loaded_at) = match loaded {
+        let (source, read_again, loaded_at) = match loaded {
             Loaded::Missing { reason } => {
                 self.facts.missing.clone_from(reason);
                 info!(reason, "waiting for the credentials");
                 self.stale();
                 return;
             }
-            Loaded::Pair(pair) => (&pair.source, pair.loaded_at),
-            Loaded::Token(token) => (&token.source, token.loaded_at),
+            Loaded::Pair(pair) => (&pair.source, pair.read_again, pair.loaded_at),
+            Loaded::Token(token) => (&token.source, true, token.loaded_at),
         };
         self.facts.credentials_source.clone_from(source);
+        self.facts.credentials_read_again = read_again;
         self.facts.credentials_loaded_at = Some(loaded_at);
         self.stale();
     }
@@ -156,6 +171,17 @@ impl Report {
     /// Where the credentials came from, for people.
     pub(super) fn credentials_source(&self) -> &str {
         &self.facts.credentials_source
+    }
+
+    /// Whoever reads that the credentials are wrong while the address is, looks for the fault in the wrong place.
+    pub(super) fn to_correct(&self, status: StatusCode) -> ToCorrect {
+        match status {
+            StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.facts.credentials_read_again => {
+                ToCorrect::Files
+            }
+            StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ToCorrect::Values,
+            _ => ToCorrect::Address,
+        }
     }
 
     /// A fact changed: the next [`Report::publish`] makes a new status although the machine may look the same.
@@ -234,8 +260,7 @@ impl Report {
         if machine.token_is_dead() {
             reasons.push("the upstream does not accept the token any more".to_owned());
         }
-        let with_status = self.facts.rejected_with.map_or_else(String::new, |status| format!(" (HTTP {})", status.as_u16()));
-        let rejected = format!("the upstream rejected the credentials from {source}{with_status}");
+        let rejected = self.rejected();
         match shown.situation {
             Situation::WaitingForCredentials => reasons.push(format!("waiting for the credentials: {}", self.facts.missing)),
             Situation::TokenRejected => reasons.push(format!("waiting for another token in {source}{}", next("check of this one"))),
@@ -248,16 +273,33 @@ impl Report {
         if shown.pending_rejected {
             reasons.push(format!("{rejected}; the token in hand stays in use{}", next("try")));
         }
+        // Where a mint failed, that is what to mend; the limits only say when.
+        let cause = self.facts.failure.as_deref().map_or_else(String::new, |failure| format!("{failure}; "));
         let what = if usable { "no successor yet" } else { "no token yet" };
         match shown.held_back_by {
             Some(HeldBackBy::Failure) => reasons.push(format!("{what}{}{}", failure(": "), next("try"))),
-            Some(HeldBackBy::Interval) => reasons.push(format!("{what}: token.min_mint_interval is not over{}", next("mint"))),
+            Some(HeldBackBy::Interval) => {
+                reasons.push(format!("{what}: {cause}token.min_mint_interval is not over{}", next("mint")));
+            }
             Some(HeldBackBy::Budget) => {
-                reasons.push(format!("{what}: token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")));
+                reasons.push(format!("{what}: {cause}token.mint_budget ({} per hour) is spent{}", self.budget, next("mint")));
             }
             Some(HeldBackBy::Rejection) | None => {}
         }
         reasons
+    }
+
+    /// What the upstream rejected, and what mends it where that is not plain.
+    fn rejected(&self) -> String {
+        let credentials = format!("the upstream rejected the credentials from {}", self.credentials_source());
+        // A token from a file was rejected by a probe, and no mint was.
+        let Some(status) = self.facts.rejected_with else { return credentials };
+        let number = status.as_u16();
+        match self.to_correct(status) {
+            ToCorrect::Files => format!("{credentials} (HTTP {number})"),
+            ToCorrect::Values => format!("{credentials} (HTTP {number}), and other values need a restart"),
+            ToCorrect::Address => format!("the upstream refused the request for a token (HTTP {number}): check upstream.url"),
+        }
     }
 
     /// The time of day at `at`.

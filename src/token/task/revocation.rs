@@ -14,6 +14,7 @@ use super::slot::Slot;
 use crate::secret::AuthorizationValue;
 use crate::token::Availability;
 use crate::token::effects::Upstream;
+use crate::token::mint::RevokeError;
 use crate::token::state::{TokenRecord, TokenSource};
 
 /// A superseded token lives on for as long: a request that took it just before the switch may still be connecting (`upstream.connect_timeout` is 5 s).
@@ -100,6 +101,12 @@ async fn revoke<U: Upstream>(upstream: Rc<U>, token: Arc<TokenRecord>, authoriza
     let (name, Some(id)) = (token.name.as_deref(), token.id.as_deref()) else { return };
     match upstream.revoke(id, &authorization).await {
         Ok(()) => info!(id, name, "token revoked"),
+        Err(RevokeError::NotFound(status)) => warn!(
+            id,
+            name,
+            status = status.as_u16(),
+            "the upstream found no token to revoke: either it is deleted already, or token.revoke_path is wrong; look in Upsolver under More > API Tokens"
+        ),
         Err(error) => warn!(id, name, reason = %error, "token could not be revoked; delete it in Upsolver under More > API Tokens"),
     }
 }

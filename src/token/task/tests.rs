@@ -566,6 +566,20 @@ async fn c11_a_lost_reply_is_counted() {
     assert_eq!((world.mint_times().len(), rig.status().mints_left), (6, 0));
 }
 
+/// The interval alone would not tell what to mend.
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn c11_the_status_tells_why_there_is_no_token_beside_what_is_waited_for() {
+    let world = World::new();
+    world.mints_are(Mint::Lost);
+    let rig = Rig::start(&world, pair("p1"));
+    sleep(SECOND).await;
+    let reason = rig.status().reasons[0].clone();
+    assert!(reason.starts_with("no token yet: connection reset; token.min_mint_interval is not over; next mint at "), "{reason}");
+    sleep(30 * MINUTE).await;
+    let reason = rig.status().reasons[0].clone();
+    assert!(reason.starts_with("no token yet: connection reset; token.mint_budget (6 per hour) is spent; next mint at "), "{reason}");
+}
+
 /// C08: a panic on the way to a token leaves nobody waiting for ever.
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn c08_a_panic_in_the_mint_is_survived() {

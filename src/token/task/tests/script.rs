@@ -185,6 +185,7 @@ pub(super) fn pair(password: &str) -> Loaded {
         email: Email::new("somebody@example.com".to_owned()).unwrap(),
         password: Password::new(password.to_owned()).unwrap(),
         source: format!("file of {password}"),
+        read_again: true,
         loaded_at: SystemTime::now(),
     }))
 }
