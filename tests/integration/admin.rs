@@ -133,6 +133,26 @@ fn log_level_is_read_and_set() {
     assert!(!proxy.log().contains("/while/off"), "{}", proxy.log());
 }
 
+/// Contract section 5: what can't change live is told, secrets included, and none of them is shown.
+#[test]
+fn a_changed_secret_needs_a_restart() {
+    let [old, new] = ["old", "new"].map(canary);
+    let text = |secret: &str| {
+        format!(
+            "[credentials]\nemail = '{secret}@example.com'\npassword = '{secret}'\n[upstream]\nproxy = 'http://me:{secret}@127.0.0.1:1'\n"
+        )
+    };
+    let builder = Builder::new().secret(&old).secret(&new);
+    let file = builder.file("proxy.toml", text(&old));
+    let proxy = builder.env("UPSOLVER_AUTH_PROXY_CONFIG", file.display().to_string()).start();
+    assert!(proxy.ask_admin("POST", "/reload").text().contains("\"needs_restart\":[]"));
+    std::fs::write(file, text(&new)).expect("a writable directory");
+    let answer = proxy.ask_admin("POST", "/reload");
+    let expected = r#""needs_restart":["credentials.email","credentials.password","upstream.proxy"]"#;
+    assert!(answer.text().contains(expected) && !answer.text().contains(&new), "{answer:?}");
+    proxy.wait_until("a line for each", |proxy| proxy.log().matches("the new value needs a restart").count() == 3);
+}
+
 /// Everything that the contract names is on the page from the start, but for what has no value yet; and each moves when its thing happens.
 #[test]
 fn each_metric_of_the_contract_is_there_and_moves() {
