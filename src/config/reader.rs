@@ -105,8 +105,11 @@ impl<'a> Reader<'a> {
     }
 
     fn refuse_value(&mut self, key: &Key, place: String, provenance: Provenance, rule: &str, value: &Value) {
-        let message =
-            if key.secrecy == Secrecy::Secret { rule.to_owned() } else { format!("{rule}, got {}", shorten(&key.display(value))) };
+        let message = match (key.secrecy, value) {
+            (Secrecy::Secret, _) => rule.to_owned(),
+            (Secrecy::Open, _) | (Secrecy::Url, Value::String(_)) => format!("{rule}, got {}", shorten(&key.display(value))),
+            (Secrecy::Url, _) => format!("{rule}, got a TOML {}", value.type_str()),
+        };
         self.problems.push(Problem { provenance, key: Some(place), message });
     }
 }
