@@ -223,7 +223,7 @@ fn program(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, St
 fn the_exit_status_says_whose_fault_it_was() {
     type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32);
     let credentials = ("UPSOLVER_TOKEN_FILE", "/nonexistent");
-    let rows: [Row<'_>; 12] = [
+    let rows: [Row<'_>; 18] = [
         (&["--version"], &[], 0),
         (&["--help"], &[], 0),
         (&["completions", "bash"], &[], 0),
@@ -235,6 +235,12 @@ fn the_exit_status_says_whose_fault_it_was() {
         (&["run", "--set", "listen.adress=x"], &[credentials], 2),
         (&["check"], &[credentials], 2),
         (&["check"], &[("UPSOLVER_AUTH_PROXY_CONFIG", "/nonexistent")], 2),
+        (&["demo", "--set", "foo=1"], &[], 2),
+        (&["demo", "--set", "token.wait=x"], &[], 2),
+        (&["demo", "--set", "listen.address=1.2.3.4:80"], &[], 2),
+        (&["demo", "--config", "/nonexistent"], &[], 2),
+        (&["demo"], &[("RUST_LOG", "inof")], 2),
+        (&["demo"], &[("UPSOLVER_AUTH_PROXY__TOKEN__WIAT", "1s")], 2),
         // Nobody answers there: no fault of the configuration.
         (&["health", "--set", "admin.address=unix:/nonexistent"], &[], 1),
     ];
