@@ -11,7 +11,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -248,6 +248,16 @@ pub struct EgressProxy {
     pub authority: Authority,
     /// Value of `proxy-authorization`, where the URL had user information; marked sensitive.
     pub authorization: Option<http::HeaderValue>,
+}
+
+impl Config {
+    /// The file of the token store, where there is one. With a token file nothing is ever minted, and so nothing stored.
+    pub(crate) fn store_file(&self) -> Option<&Path> {
+        match (&self.credentials.source, &self.token.store) {
+            (CredentialsSource::TokenFile(_), _) | (_, Store::Memory) => None,
+            (CredentialsSource::Pair { .. } | CredentialsSource::Unconfigured, Store::File(path)) => Some(path),
+        }
+    }
 }
 
 impl std::fmt::Debug for EgressProxy {
