@@ -14,9 +14,10 @@ use rustix::fs::Access;
 
 use super::{complain, print, usage};
 use crate::app::{self, EXIT_USAGE};
-use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources, Store};
+use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources};
 use crate::credentials::read_secret;
 use crate::secret::{Email, InvalidSecret, Password, Token};
+use crate::token::store::{Store, StoreError};
 use crate::upstream::tls;
 
 /// Runs the command. With `connect` it also reaches for the upstream; that failing is no fault of the configuration, and exits 1.
@@ -84,8 +85,8 @@ impl Findings {
             }
             self.mode("listen.tls.private_key_file", &files.private_key_file);
         }
-        if let Store::File(path) = &config.token.store {
-            self.parent_directory("token.store.path", path, "no token would outlive this process, and each start would mint");
+        if let Some(path) = config.store_file() {
+            self.store(path, &Store::new(&config.token.store, &config.upstream.origin));
         }
         for (key, addresses) in [("listen.address", &config.listen.addresses), ("admin.address", &config.admin.addresses)] {
             for address in addresses {
@@ -130,6 +131,20 @@ impl Findings {
             let path = path.display();
             self.warnings
                 .push(format!("{key}: {path}: a mount of its own (subPath?), which can never rotate; mount the directory instead"));
+        }
+    }
+
+    /// What the store holds is judged by the very code that reads it at run time.
+    fn store(&mut self, path: &Path, store: &Store) {
+        const KEY: &str = "token.store.path";
+        const CONSEQUENCE: &str = "no token would outlive this process, and each start would mint";
+        match store.inspect() {
+            Ok(()) => self.parent_directory(KEY, path, CONSEQUENCE),
+            Err(refused @ StoreError::Refused { .. }) => {
+                self.warnings.push(format!("{KEY}: {}: {}", refused.reason(), StoreError::REPLACED));
+                self.parent_directory(KEY, path, CONSEQUENCE);
+            }
+            Err(unusable) => self.problems.push(format!("{KEY}: {}: {CONSEQUENCE}", unusable.reason())),
         }
     }
 
