@@ -2,11 +2,17 @@
 
 use super::schema::{KEYS, is_section};
 
+/// More slips than this make another word.
+const MAX_SLIPS: usize = 3;
+
 /// The candidate most like `word`, where one is like it at all: a slip or two in a word of usual length.
 pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
+    let length = word.chars().count();
     candidates
         .into_iter()
+        // What comparing a word of any length with all of them costs is not for whoever wrote it to say.
+        .filter(|candidate| length.abs_diff(candidate.len()) <= MAX_SLIPS)
         .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
         .min_by_key(|(distance, _)| *distance)
