@@ -36,6 +36,7 @@ mod value;
 pub use effective::Effective;
 pub use error::{Problem, Problems, Provenance};
 pub use load::{Loaded, Need, Sources};
+pub(crate) use value::parse_log_filter;
 
 /// Everything the proxy was told.
 #[derive(Debug, Clone)]

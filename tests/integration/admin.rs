@@ -123,6 +123,14 @@ fn token_refresh_mints_within_the_budget() {
 fn log_level_is_read_and_set() {
     let (_simulator, _account, proxy) = start(|builder| builder);
     assert_eq!(ask(&proxy, "PUT", "/log-level", HOST, "no such,,level=[").status(), 400);
+    // A misspelt level would be the name of a module, and everything else silent: refused with the words of the configuration.
+    for (filter, hint) in
+        [("inof", "did you mean \"info\"?"), ("verbose", "verbose is no level"), ("info,debgu", "did you mean \"debug\"?")]
+    {
+        let answer = ask(&proxy, "PUT", "/log-level", HOST, filter);
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert!(answer.status() == 400 && body["reasons"][0].as_str().is_some_and(|reason| reason.contains(hint)), "{filter}: {answer:?}");
+    }
     assert_eq!(ask(&proxy, "GET", "/log-level", HOST, "").text(), "trace\n", "unchanged");
     assert_eq!(ask(&proxy, "PUT", "/log-level", HOST, "off").status(), 200);
     assert_eq!(ask(&proxy, "GET", "/log-level", HOST, "").text(), "off\n");
