@@ -301,6 +301,10 @@ mod tests {
         let parse = choice(&[("json", 1), ("pretty", 2)]);
         check(&parse, &[(r#""json""#, Some(1)), (r#""JSON""#, None), ("1", None)]);
         assert_eq!(parse(&Value::from("jsno")).unwrap_err(), r#"must be one of "json", "pretty" (did you mean "json"?)"#);
+        let version = choice(&[("1.1", 1), ("2", 2)]);
+        for unlike in [Value::from(true), Value::from("3"), Value::from("")] {
+            assert_eq!(version(&unlike).unwrap_err(), r#"must be one of "1.1", "2""#, "{unlike}");
+        }
     }
 
     #[test]
