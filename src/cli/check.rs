@@ -26,12 +26,13 @@ pub(super) fn check(sources: &Sources, connect: bool) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return usage(&problems),
     };
-    let mut findings = Findings { warnings: loaded.warnings, problems: Vec::new() };
+    let mut findings = Findings::default();
     findings.inspect(&loaded.config, &mount_points());
-    for warning in &findings.warnings {
+    let located = |found: &[String]| found.iter().map(|text| loaded.effective.locate(text)).collect::<Vec<_>>();
+    for warning in loaded.warnings.iter().chain(&located(&findings.warnings)) {
         complain(format_args!("warning: {warning}"));
     }
-    for problem in &findings.problems {
+    for problem in located(&findings.problems) {
         complain(format_args!("error: {problem}"));
     }
     if !findings.problems.is_empty() {
@@ -50,7 +51,7 @@ pub(super) fn check(sources: &Sources, connect: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Each names the key and the file. None quotes a secret.
+/// Each begins with the key and names the file. None quotes a secret.
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<String>,
@@ -80,9 +81,7 @@ impl Findings {
             self.problems.push(format!("upstream.ca_file: {reason}"));
         }
         if let Some(files) = &config.listen.tls {
-            if let Err(error) = app::server_tls(files) {
-                self.problems.push(format!("{error:#}"));
-            }
+            self.problems.extend(app::server_tls(files).err().into_iter().flatten());
             self.mode("listen.tls.private_key_file", &files.private_key_file);
         }
         if let Some(path) = config.store_file() {
@@ -277,16 +276,17 @@ mod tests {
             ("[upstream]\nca_file = '{dir}/email'", "upstream.ca_file: {dir}/email: holds no certificate"),
             ("[upstream]\nca_file = '{dir}/none'", "upstream.ca_file: {dir}/none: cannot be read"),
             ("[listen]\ncaller_token_file = '{dir}/empty'", "listen.caller_token_file: {dir}/empty: it is empty"),
-            (
-                "[listen.tls]\ncertificate_file = '{dir}/email'\nprivate_key_file = '{dir}/email'",
-                "listen.tls.certificate_file: {dir}/email",
-            ),
         ];
         for (toml, expected) in rows {
             let findings = files.findings(&format!("{GOOD}{toml}"));
             let expected = expected.replace("{dir}", files.0.path().to_str().unwrap());
             assert!(findings.problems.len() == 1 && findings.problems[0].starts_with(&expected), "{toml}: {findings:?}");
         }
+        // Both in one run.
+        let tls = files.findings(&format!("{GOOD}[listen.tls]\ncertificate_file = '{{dir}}/none'\nprivate_key_file = '{{dir}}/email'"));
+        let [certificate, key] = tls.problems.as_slice() else { panic!("{tls:?}") };
+        assert!(certificate.starts_with("listen.tls.certificate_file: ") && certificate.contains("/none: cannot be read"), "{certificate}");
+        assert!(key.starts_with("listen.tls.private_key_file: ") && key.contains("/email: no usable PEM key"), "{key}");
         let fine = files.findings(&format!("{GOOD}[token.store]\ntype = 'file'\npath = '{{dir}}/token.json'"));
         assert!(fine.problems.is_empty(), "{fine:?}");
     }
