@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -102,7 +104,7 @@ async fn serve(loaded: Loaded, sources: Sources, telemetry: &Telemetry, sandboxe
     let workers = config.runtime.workers.get();
 
     let sandbox = sandboxed.then(|| Needs::of(&config, loaded.file.as_deref()).prepare());
-    let Files { tls, connector, caller_token } = Files::read(&config).map_err(Misconfigured)?;
+    let Files { tls, connector, caller_token } = Files::read(&loaded)?;
     // Sockets before all else: a busy port is found before anything is minted.
     let sockets = listen::bind(&config.listen.addresses, config.listen.unix_mode, workers).context("listen.address")?;
     let admin_sockets = listen::bind(&config.admin.addresses, config.listen.unix_mode, 1).context("admin.address")?;
@@ -210,20 +212,24 @@ struct Files {
     caller_token: Option<CallerToken>,
 }
 
-/// Files that the configuration names cannot be used: one line for each, with its key.
+/// Files that the configuration names cannot be used: one line for each, with its key and where that was set.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 struct Misconfigured(Vec<String>);
 
 impl Files {
     /// All that is wrong with them, not only the first.
-    fn read(config: &Config) -> Result<Self, Vec<String>> {
-        let tls = config.listen.tls.as_ref().map(server_tls).transpose().map_err(|error| format!("{error:#}"));
+    fn read(loaded: &Loaded) -> Result<Self, Misconfigured> {
+        let config = &loaded.config;
+        let tls = config.listen.tls.as_ref().map(server_tls).transpose();
         let connector = Connector::new(&config.upstream);
         let caller_token = config.listen.caller_token_file.as_deref().map(read_caller_token).transpose();
         match (tls, connector, caller_token) {
             (Ok(tls), Ok(connector), Ok(caller_token)) => Ok(Self { tls, connector, caller_token }),
-            (tls, connector, caller_token) => Err([tls.err(), connector.err(), caller_token.err()].into_iter().flatten().collect()),
+            (tls, connector, caller_token) => {
+                let problems = tls.err().into_iter().flatten().chain(connector.err()).chain(caller_token.err());
+                Err(Misconfigured(problems.map(|problem| loaded.effective.locate(&problem)).collect()))
+            }
         }
     }
 }
@@ -395,34 +401,40 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// TLS towards the downstream, for a shared gateway.
-pub(crate) fn server_tls(files: &ListenTls) -> anyhow::Result<Arc<ServerConfig>> {
-    let certificates =
-        tls::read_certificates(&files.certificate_file).map_err(|reason| anyhow!("listen.tls.certificate_file: {reason}"))?;
+/// TLS towards the downstream, for a shared gateway. Where it cannot be: all that is wrong with the files, each with its key.
+pub(crate) fn server_tls(files: &ListenTls) -> Result<Arc<ServerConfig>, Vec<String>> {
+    let certificates = tls::read_certificates(&files.certificate_file).map_err(|reason| format!("listen.tls.certificate_file: {reason}"));
     let key = PrivateKeyDer::from_pem_file(&files.private_key_file)
-        .map_err(|error| anyhow!("listen.tls.private_key_file: {}: no usable PEM key: {error}", files.private_key_file.display()))?;
+        .map_err(|error| format!("listen.tls.private_key_file: {}: no usable PEM key: {error}", files.private_key_file.display()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("ring supports TLS 1.2 and 1.3");
-    let builder = match &files.client_ca_file {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = rustls::RootCertStore::empty();
-            for certificate in tls::read_certificates(path).map_err(|reason| anyhow!("listen.tls.client_ca_file: {reason}"))? {
-                roots.add(certificate).with_context(|| format!("listen.tls.client_ca_file: {}", path.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .with_context(|| format!("listen.tls.client_ca_file: {}", path.display()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+    let verifier = match &files.client_ca_file {
+        None => Ok(WebPkiClientVerifier::no_client_auth()),
+        Some(path) => client_verifier(path, &provider).map_err(|reason| format!("listen.tls.client_ca_file: {reason}")),
     };
-    let mut config = builder
+    let (certificates, key, verifier) = match (certificates, key, verifier) {
+        (Ok(certificates), Ok(key), Ok(verifier)) => (certificates, key, verifier),
+        (certificates, key, verifier) => return Err([certificates.err(), key.err(), verifier.err()].into_iter().flatten().collect()),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring supports TLS 1.2 and 1.3")
+        .with_client_cert_verifier(verifier)
         .with_single_cert(certificates, key)
-        .with_context(|| format!("listen.tls: {} and its key do not fit", files.certificate_file.display()))?;
+        .map_err(|error| {
+            vec![format!("listen.tls.certificate_file: {} and its key do not fit: {error}", files.certificate_file.display())]
+        })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Demands client certificates that these roots vouch for.
+fn client_verifier(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let in_file = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in tls::read_certificates(path)? {
+        roots.add(certificate).map_err(|error| in_file(&error))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build().map_err(|error| in_file(&error))
 }
 
 /// `check --connect`: resolves, connects and verifies TLS, with the words for either outcome.

@@ -11,7 +11,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -36,6 +36,7 @@ mod value;
 pub use effective::Effective;
 pub use error::{Problem, Problems, Provenance};
 pub use load::{Loaded, Need, Sources};
+pub(crate) use value::parse_log_filter;
 
 /// Everything the proxy was told.
 #[derive(Debug, Clone)]
@@ -248,6 +249,16 @@ pub struct EgressProxy {
     pub authority: Authority,
     /// Value of `proxy-authorization`, where the URL had user information; marked sensitive.
     pub authorization: Option<http::HeaderValue>,
+}
+
+impl Config {
+    /// The file of the token store, where there is one. With a token file nothing is ever minted, and so nothing stored.
+    pub(crate) fn store_file(&self) -> Option<&Path> {
+        match (&self.credentials.source, &self.token.store) {
+            (CredentialsSource::TokenFile(_), _) | (_, Store::Memory) => None,
+            (CredentialsSource::Pair { .. } | CredentialsSource::Unconfigured, Store::File(path)) => Some(path),
+        }
+    }
 }
 
 impl std::fmt::Debug for EgressProxy {

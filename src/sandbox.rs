@@ -26,7 +26,7 @@ use landlock::{
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::config::{Config, CredentialsSource, ListenAddress, Source, Store};
+use crate::config::{Config, CredentialsSource, ListenAddress, Source};
 
 /// Turns the sandbox off, for emergencies. No key of the configuration, which whoever can write to it could use to the same end.
 const VARIABLE: &str = "UPSOLVER_AUTH_PROXY_SANDBOX";
@@ -100,9 +100,7 @@ impl Needs {
             CredentialsSource::TokenFile(path) => needs.read.extend([path.clone()]),
             CredentialsSource::Unconfigured => {}
         }
-        if let Store::File(path) = &config.token.store {
-            needs.write.insert(path.clone());
-        }
+        needs.write.extend(config.store_file().map(Path::to_owned));
         needs.remove.extend(config.listen.addresses.iter().chain(&config.admin.addresses).filter_map(|address| match address {
             ListenAddress::Unix(path) => Some(path.clone()),
             ListenAddress::Localhost(_) | ListenAddress::Socket(_) => None,
@@ -298,8 +296,9 @@ mod tests {
     fn what_is_needed_follows_from_the_configuration() {
         let rows = [
             (
-                "[credentials]\nemail = \"a@example.com\"\npassword_file = \"/c/password\"",
-                (&["/c/password", "/conf/proxy.toml"][..], &[][..], &[][..], [DNS, 443]),
+                "[credentials]\nemail = \"a@example.com\"\npassword_file = \"/c/password\"\n\
+                 [token.store]\ntype = \"file\"\npath = \"/var/lib/p/token.json\"",
+                (&["/c/password", "/conf/proxy.toml"][..], &["/var/lib/p/token.json"][..], &[][..], [DNS, 443]),
             ),
             (
                 "[credentials]\ntoken_file = \"/t/token\"\n[upstream]\nurl = \"https://api.example:8443\"",
@@ -317,7 +316,8 @@ mod tests {
                 "[credentials]\ntoken_file = \"/t/token\"\n[listen]\naddress = [\"unix:/run/p/sock\", \"localhost:0\"]\n\
                  caller_token_file = \"/t/caller\"\n[admin]\naddress = \"unix:/run/a/sock\"\n\
                  [token.store]\ntype = \"file\"\npath = \"/var/lib/p/token.json\"",
-                (&["/conf/proxy.toml", "/t/caller", "/t/token"], &["/var/lib/p/token.json"], &["/run/a/sock", "/run/p/sock"], [DNS, 443]),
+                // Nothing is minted, so nothing is stored.
+                (&["/conf/proxy.toml", "/t/caller", "/t/token"], &[], &["/run/a/sock", "/run/p/sock"], [DNS, 443]),
             ),
         ];
         for (toml, (read, write, remove, connect)) in rows {

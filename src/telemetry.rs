@@ -129,17 +129,13 @@ impl LogFilter {
     }
 }
 
-/// Not a tracing filter.
+/// Not a tracing filter; in the words of the configuration, which has the same rule.
 #[derive(Debug, thiserror::Error)]
-#[error("not a log filter such as info or info,access=off: {0}")]
+#[error("{0}")]
 pub struct InvalidFilter(String);
 
 fn parse(filter: &str) -> Result<EnvFilter, InvalidFilter> {
-    let filter = filter.trim();
-    if filter.is_empty() {
-        return Err(InvalidFilter("it is empty".to_owned()));
-    }
-    EnvFilter::try_new(filter).map_err(|error| InvalidFilter(error.to_string()))
+    config::parse_log_filter(filter).map_err(InvalidFilter)
 }
 
 /// A panic as a log line.
@@ -243,7 +239,7 @@ mod tests {
             tracing::debug!("first");
             filter.set("debug").unwrap();
             tracing::debug!("second");
-            assert!(filter.set("a=b=c").is_err() && filter.set(" ").is_err());
+            assert!(filter.set("a=b=c").is_err() && filter.set(" ").is_err() && filter.set("inof").is_err());
             assert_eq!(filter.current(), "debug");
             filter.set("error").unwrap();
             tracing::info!("third");

@@ -188,6 +188,28 @@ fn changed_keys_are_those_with_another_value() {
     assert_eq!(effective(&["token.store.type=file", "log.level=debug"]).changed_keys(&old), ["token.store.type", "log.level"]);
 }
 
+/// A secret is compared although it is not kept: a new one needs a restart as any other value does (contract section 5). Nothing shows that it is compared.
+#[test]
+fn a_changed_secret_is_a_changed_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    let effective = |email: &str, password: &str, proxy: &str| {
+        let text = format!("[credentials]\nemail = '{email}'\npassword = '{password}'\n[upstream]\nproxy = 'http://{proxy}@proxy:3128'\n");
+        std::fs::write(&file, text).unwrap();
+        load(&file, Need::Credentials).unwrap().effective
+    };
+    let old = effective("canary@one", "canary1", "me:canary1");
+    assert_eq!(effective("canary@one", "canary1", "me:canary1").changed_keys(&old), [""; 0]);
+    assert_eq!(effective("canary@two", "canary1", "me:canary1").changed_keys(&old), ["credentials.email"]);
+    assert_eq!(effective("canary@one", "canary2", "me:canary1").changed_keys(&old), ["credentials.password"]);
+    let new = effective("canary@one", "canary1", "me:canary2");
+    assert_eq!(new.changed_keys(&old), ["upstream.proxy"]);
+    // As long as the secrets are alike, all that is shown is.
+    let same_lines = |shown: String| shown.replace("fingerprint: Some(Fingerprint)", "");
+    assert_eq!((old.to_string(), same_lines(format!("{old:?}"))), (new.to_string(), same_lines(format!("{new:?}"))));
+    assert!(!format!("{new:?}{new}").contains("canary"));
+}
+
 /// Exit status, stdout and stderr of the program; its environment is `environment` alone.
 fn program(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_upsolver-auth-proxy"));
@@ -201,7 +223,7 @@ fn program(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, St
 fn the_exit_status_says_whose_fault_it_was() {
     type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32);
     let credentials = ("UPSOLVER_TOKEN_FILE", "/nonexistent");
-    let rows: [Row<'_>; 12] = [
+    let rows: [Row<'_>; 18] = [
         (&["--version"], &[], 0),
         (&["--help"], &[], 0),
         (&["completions", "bash"], &[], 0),
@@ -213,6 +235,12 @@ fn the_exit_status_says_whose_fault_it_was() {
         (&["run", "--set", "listen.adress=x"], &[credentials], 2),
         (&["check"], &[credentials], 2),
         (&["check"], &[("UPSOLVER_AUTH_PROXY_CONFIG", "/nonexistent")], 2),
+        (&["demo", "--set", "foo=1"], &[], 2),
+        (&["demo", "--set", "token.wait=x"], &[], 2),
+        (&["demo", "--set", "listen.address=1.2.3.4:80"], &[], 2),
+        (&["demo", "--config", "/nonexistent"], &[], 2),
+        (&["demo"], &[("RUST_LOG", "inof")], 2),
+        (&["demo"], &[("UPSOLVER_AUTH_PROXY__TOKEN__WIAT", "1s")], 2),
         // Nobody answers there: no fault of the configuration.
         (&["health", "--set", "admin.address=unix:/nonexistent"], &[], 1),
     ];

@@ -5,10 +5,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
-use super::run;
-use crate::config::{Config, ListenAddress, Loaded, Need, Sources};
+use super::{EXIT_USAGE, run};
+use crate::config::{Config, ListenAddress, Loaded, Need, Problems, Sources};
 use crate::simulator::{self, Options, Simulator};
 use crate::telemetry;
 
@@ -29,7 +29,7 @@ pub fn demo(mut sources: Sources) -> ExitCode {
 fn fail(error: &anyhow::Error) -> ExitCode {
     // A closed stderr leaves nobody to tell.
     let _ = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
+    if error.is::<Problems>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
 }
 
 fn start_demo(sources: &mut Sources) -> anyhow::Result<(Simulator, tempfile::TempDir, Loaded)> {
@@ -47,9 +47,10 @@ fn start_demo(sources: &mut Sources) -> anyhow::Result<(Simulator, tempfile::Tem
     let (email, password) = (email.context("cannot keep the demo's email")?, password.context("cannot keep the demo's password")?);
 
     sources.need = Need::Credentials;
-    sources
-        .environment
-        .retain(|(name, _)| name.starts_with("UPSOLVER_AUTH_PROXY__") && !name.starts_with("UPSOLVER_AUTH_PROXY__CREDENTIALS__"));
+    let is_kept = |name: &str| {
+        name == "RUST_LOG" || name.starts_with("UPSOLVER_AUTH_PROXY__") && !name.starts_with("UPSOLVER_AUTH_PROXY__CREDENTIALS__")
+    };
+    sources.environment.retain(|(name, _)| is_kept(name));
     sources.environment.extend([("UPSOLVER_EMAIL_FILE".to_owned(), email), ("UPSOLVER_PASSWORD_FILE".to_owned(), password)]);
     sources.overrides.extend([
         format!("upstream.url={}", simulator.url()),
@@ -58,7 +59,7 @@ fn start_demo(sources: &mut Sources) -> anyhow::Result<(Simulator, tempfile::Tem
         "upstream.proxy=".to_owned(),
         "token.store.type=memory".to_owned(),
     ]);
-    let loaded = Config::load(sources).map_err(|problems| anyhow!("{problems}"))?;
+    let loaded = Config::load(sources)?;
     // A closed stdout is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "{}", welcome(&simulator.url(), &loaded.config));
     Ok((simulator, directory, loaded))

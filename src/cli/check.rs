@@ -14,9 +14,10 @@ use rustix::fs::Access;
 
 use super::{complain, print, usage};
 use crate::app::{self, EXIT_USAGE};
-use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources, Store};
+use crate::config::{Config, CredentialsSource, ListenAddress, Source, Sources};
 use crate::credentials::read_secret;
 use crate::secret::{Email, InvalidSecret, Password, Token};
+use crate::token::store::{Store, StoreError};
 use crate::upstream::tls;
 
 /// Runs the command. With `connect` it also reaches for the upstream; that failing is no fault of the configuration, and exits 1.
@@ -25,12 +26,13 @@ pub(super) fn check(sources: &Sources, connect: bool) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return usage(&problems),
     };
-    let mut findings = Findings { warnings: loaded.warnings, problems: Vec::new() };
+    let mut findings = Findings::default();
     findings.inspect(&loaded.config, &mount_points());
-    for warning in &findings.warnings {
+    let located = |found: &[String]| found.iter().map(|text| loaded.effective.locate(text)).collect::<Vec<_>>();
+    for warning in loaded.warnings.iter().chain(&located(&findings.warnings)) {
         complain(format_args!("warning: {warning}"));
     }
-    for problem in &findings.problems {
+    for problem in located(&findings.problems) {
         complain(format_args!("error: {problem}"));
     }
     if !findings.problems.is_empty() {
@@ -49,7 +51,7 @@ pub(super) fn check(sources: &Sources, connect: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Each names the key and the file. None quotes a secret.
+/// Each begins with the key and names the file. None quotes a secret.
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<String>,
@@ -79,13 +81,11 @@ impl Findings {
             self.problems.push(format!("upstream.ca_file: {reason}"));
         }
         if let Some(files) = &config.listen.tls {
-            if let Err(error) = app::server_tls(files) {
-                self.problems.push(format!("{error:#}"));
-            }
+            self.problems.extend(app::server_tls(files).err().into_iter().flatten());
             self.mode("listen.tls.private_key_file", &files.private_key_file);
         }
-        if let Store::File(path) = &config.token.store {
-            self.parent_directory("token.store.path", path, "no token would outlive this process, and each start would mint");
+        if let Some(path) = config.store_file() {
+            self.store(path, &Store::new(&config.token.store, &config.upstream.origin));
         }
         for (key, addresses) in [("listen.address", &config.listen.addresses), ("admin.address", &config.admin.addresses)] {
             for address in addresses {
@@ -130,6 +130,20 @@ impl Findings {
             let path = path.display();
             self.warnings
                 .push(format!("{key}: {path}: a mount of its own (subPath?), which can never rotate; mount the directory instead"));
+        }
+    }
+
+    /// What the store holds is judged by the very code that reads it at run time.
+    fn store(&mut self, path: &Path, store: &Store) {
+        const KEY: &str = "token.store.path";
+        const CONSEQUENCE: &str = "no token would outlive this process, and each start would mint";
+        match store.inspect() {
+            Ok(()) => self.parent_directory(KEY, path, CONSEQUENCE),
+            Err(refused @ StoreError::Refused { .. }) => {
+                self.warnings.push(format!("{KEY}: {}: {}", refused.reason(), StoreError::REPLACED));
+                self.parent_directory(KEY, path, CONSEQUENCE);
+            }
+            Err(unusable) => self.problems.push(format!("{KEY}: {}: {CONSEQUENCE}", unusable.reason())),
         }
     }
 
@@ -262,16 +276,17 @@ mod tests {
             ("[upstream]\nca_file = '{dir}/email'", "upstream.ca_file: {dir}/email: holds no certificate"),
             ("[upstream]\nca_file = '{dir}/none'", "upstream.ca_file: {dir}/none: cannot be read"),
             ("[listen]\ncaller_token_file = '{dir}/empty'", "listen.caller_token_file: {dir}/empty: it is empty"),
-            (
-                "[listen.tls]\ncertificate_file = '{dir}/email'\nprivate_key_file = '{dir}/email'",
-                "listen.tls.certificate_file: {dir}/email",
-            ),
         ];
         for (toml, expected) in rows {
             let findings = files.findings(&format!("{GOOD}{toml}"));
             let expected = expected.replace("{dir}", files.0.path().to_str().unwrap());
             assert!(findings.problems.len() == 1 && findings.problems[0].starts_with(&expected), "{toml}: {findings:?}");
         }
+        // Both in one run.
+        let tls = files.findings(&format!("{GOOD}[listen.tls]\ncertificate_file = '{{dir}}/none'\nprivate_key_file = '{{dir}}/email'"));
+        let [certificate, key] = tls.problems.as_slice() else { panic!("{tls:?}") };
+        assert!(certificate.starts_with("listen.tls.certificate_file: ") && certificate.contains("/none: cannot be read"), "{certificate}");
+        assert!(key.starts_with("listen.tls.private_key_file: ") && key.contains("/email: no usable PEM key"), "{key}");
         let fine = files.findings(&format!("{GOOD}[token.store]\ntype = 'file'\npath = '{{dir}}/token.json'"));
         assert!(fine.problems.is_empty(), "{fine:?}");
     }

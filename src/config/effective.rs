@@ -1,11 +1,16 @@
 //! The configuration in force, key by key with its origin: what `config` prints, and what a reload compares.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+
+use toml::Value;
+use zeroize::Zeroizing;
 
 use super::Config;
 use super::error::Provenance;
 use super::layer::Settings;
-use super::schema::KEYS;
+use super::schema::{KEYS, Secrecy};
 
 /// Every key with its value as it was given, secrets replaced, and where it was set. A default that gave way to the memory limit is shown as it is in force. `Display` is TOML that parses again, with origins as comments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +21,33 @@ struct Entry {
     section: &'static str,
     leaf: &'static str,
     value: String,
-    origin: String,
+    /// Of a value that is not shown as it is.
+    fingerprint: Option<Fingerprint>,
+    provenance: Provenance,
+    /// Whether the default gave way to the memory limit.
+    is_lowered: bool,
+}
+
+/// Tells two secrets apart without keeping either: a hash under a key that this process drew at random and shows to nobody, so that it means nothing
+/// outside of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    fn of(value: &Value) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        match value {
+            Value::String(text) => Self(KEY.hash_one(text)),
+            // Refused where the key is read; complete all the same.
+            other => Self(KEY.hash_one(&*Zeroizing::new(other.to_string()))),
+        }
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprint")
+    }
 }
 
 impl Effective {
@@ -24,22 +55,40 @@ impl Effective {
         let limits = [("listen.max_connections", config.listen.max_connections), ("limits.max_in_flight", config.limits.max_in_flight)];
         let entry = |key: &super::schema::Key| {
             let setting = settings.get(key.name);
-            let (mut value, mut origin) = (key.display(&setting.value), setting.provenance.to_string());
-            if setting.provenance == Provenance::Default
-                && let Some((_, in_force)) = limits.iter().find(|(name, in_force)| *name == key.name && value != in_force.to_string())
-            {
-                value = in_force.to_string();
-                origin = format!("{origin}, lowered to fit the memory limit");
-            }
-            Entry { section: key.section(), leaf: key.leaf(), value, origin }
+            let written = key.display(&setting.value);
+            let in_force = limits.iter().find(|(name, _)| *name == key.name).map(|(_, in_force)| in_force.to_string());
+            let lowered = in_force.filter(|in_force| setting.provenance == Provenance::Default && *in_force != written);
+            let (is_lowered, value) = (lowered.is_some(), lowered.unwrap_or(written));
+            let fingerprint = match key.secrecy {
+                Secrecy::Open => None,
+                Secrecy::Secret | Secrecy::Url => Some(Fingerprint::of(&setting.value)),
+            };
+            Entry { section: key.section(), leaf: key.leaf(), value, fingerprint, provenance: setting.provenance.clone(), is_lowered }
         };
         Self(KEYS.iter().map(entry).collect())
     }
 
-    /// The keys whose value differs from `old`'s, wherever it was set. A secret that stayed a secret is not compared: its values are not kept here.
+    /// The keys whose value differs from `old`'s, wherever it was set. Secrets are compared too, by what is left of them here, their fingerprints.
     pub fn changed_keys(&self, old: &Self) -> Vec<String> {
         let pairs = self.0.iter().zip(&old.0);
-        pairs.filter(|(new, old)| new.value != old.value).map(|(new, _)| format!("{}.{}", new.section, new.leaf)).collect()
+        let differs = |new: &Entry, old: &Entry| new.value != old.value || new.fingerprint != old.fingerprint;
+        pairs.filter(|(new, old)| differs(new, old)).map(|(new, _)| new.name()).collect()
+    }
+
+    /// What was found wrong with the value of a key, `section.key: what`, with where it was set in front, as in every [`Problem`](super::Problem). Anything
+    /// else, and a default, which was set nowhere, stays as it is.
+    pub fn locate(&self, message: &str) -> String {
+        let name = message.split_once(": ").map_or(message, |(name, _)| name);
+        match self.0.iter().find(|entry| entry.provenance != Provenance::Default && entry.name() == name) {
+            Some(entry) => format!("{}: {message}", entry.provenance),
+            None => message.to_owned(),
+        }
+    }
+}
+
+impl Entry {
+    fn name(&self) -> String {
+        format!("{}.{}", self.section, self.leaf)
     }
 }
 
@@ -53,7 +102,9 @@ impl fmt::Display for Effective {
                 writeln!(f, "{gap}[{section}]")?;
             }
             // A comment ends with its line, so a path with a line end in it must not.
-            writeln!(f, "{} = {}  # {}", entry.leaf, entry.value, entry.origin.escape_debug())?;
+            let origin = entry.provenance.to_string();
+            let remark = if entry.is_lowered { ", lowered to fit the memory limit" } else { "" };
+            writeln!(f, "{} = {}  # {}{remark}", entry.leaf, entry.value, origin.escape_debug())?;
         }
         Ok(())
     }

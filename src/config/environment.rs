@@ -96,6 +96,10 @@ pub(super) fn flags(overrides: &[String], problems: &mut Vec<Problem>) -> Layer 
         };
         let name = name.trim();
         let Some(key) = schema::find(name) else {
+            if let Some(key) = schema::KEYS.iter().find(|key| schema::is_section(name) && key.name.starts_with(&format!("{name}."))) {
+                refuse(Some(name), format!("a section, not a key; set one of its keys, as in --set {}=…", key.name));
+                continue;
+            }
             let meant = suggest::key(name).map(|key| format!("; did you mean {key}?")).unwrap_or_default();
             refuse(Some(name), format!("unknown key{meant}"));
             continue;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 /// How many problems are shown: the message stays within one screen (contract section 2).
 const SHOWN: usize = 12;
+/// Longer keys and values are cut, for the same reason. No key of the schema is as long, nor is a variable's name.
+const MAX_SHOWN_CHARS: usize = 60;
 
 /// Where a value was set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +33,7 @@ impl fmt::Display for Provenance {
             Self::Default => f.write_str("default"),
             Self::File { path, line: 0 } => write!(f, "{}", path.display()),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Environment(name) => write!(f, "environment variable {}", shorten(name)),
             Self::Flag => f.write_str("--set"),
         }
     }
@@ -54,10 +56,17 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.provenance)?;
         }
         if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
+            write!(f, "{}: ", shorten(key))?;
         }
         f.write_str(&self.message)
     }
+}
+
+/// At most [`MAX_SHOWN_CHARS`] characters of `text` on one line.
+pub(super) fn shorten(text: &str) -> String {
+    let mut characters = text.chars().map(|character| if character.is_control() { ' ' } else { character });
+    let head: String = characters.by_ref().take(MAX_SHOWN_CHARS).collect();
+    if characters.next().is_some() { format!("{head}…") } else { head }
 }
 
 /// Everything that is wrong, file by line first, then environment, then flags. `Display` shows one line each and stays within one screen.
@@ -118,6 +127,16 @@ mod tests {
                         environment variable X: variable: is wrong\n  --set: flag: is wrong\n  missing: is wrong";
         assert_eq!(problems.unwrap().to_string(), expected);
         assert_eq!(Problems::new(Vec::new()), None);
+    }
+
+    /// Keys that a person wrote may be of any length; those of the schema are shown whole, with their variables.
+    #[test]
+    fn long_names_are_cut() {
+        let long = "x".repeat(1000);
+        let text = problem(Provenance::Environment(long.clone()), &long).to_string();
+        assert_eq!(text, format!("environment variable {0}…: {0}…: is wrong", "x".repeat(MAX_SHOWN_CHARS)));
+        let longest = super::super::schema::KEYS.iter().map(|key| key.name.len()).max().unwrap();
+        assert!(longest + "UPSOLVER_AUTH_PROXY__".len() + 2 <= MAX_SHOWN_CHARS, "{longest}");
     }
 
     #[test]

@@ -2,13 +2,10 @@
 
 use toml::Value;
 
-use super::error::{Problem, Provenance};
+use super::error::{Problem, Provenance, shorten};
 use super::layer::Settings;
 use super::schema::{self, Key, Secrecy};
 use super::value::Checked;
-
-/// Longer values are cut in messages, which have to fit a screen.
-const MAX_SHOWN_CHARS: usize = 60;
 
 /// Where a value is wrong it answers the default, so that reading goes on: the problem is noted, and nobody sees the result.
 pub(super) struct Reader<'a> {
@@ -105,15 +102,11 @@ impl<'a> Reader<'a> {
     }
 
     fn refuse_value(&mut self, key: &Key, place: String, provenance: Provenance, rule: &str, value: &Value) {
-        let message =
-            if key.secrecy == Secrecy::Secret { rule.to_owned() } else { format!("{rule}, got {}", shorten(&key.display(value))) };
+        let message = match (key.secrecy, value) {
+            (Secrecy::Secret, _) => rule.to_owned(),
+            (Secrecy::Open, _) | (Secrecy::Url, Value::String(_)) => format!("{rule}, got {}", shorten(&key.display(value))),
+            (Secrecy::Url, _) => format!("{rule}, got a TOML {}", value.type_str()),
+        };
         self.problems.push(Problem { provenance, key: Some(place), message });
     }
-}
-
-/// At most [`MAX_SHOWN_CHARS`] characters of `text` on one line.
-fn shorten(text: &str) -> String {
-    let mut characters = text.chars().map(|character| if character.is_control() { ' ' } else { character });
-    let head: String = characters.by_ref().take(MAX_SHOWN_CHARS).collect();
-    if characters.next().is_some() { format!("{head}…") } else { head }
 }

@@ -182,9 +182,10 @@ impl Key {
     pub(super) fn display(&self, value: &Value) -> String {
         match (self.secrecy, value) {
             (_, Value::String(text)) if text.is_empty() => "\"\"".to_owned(),
-            (Secrecy::Secret, _) => "\"[redacted]\"".to_owned(),
             (Secrecy::Url, Value::String(url)) => Value::String(without_user_information(url)).to_string(),
-            (Secrecy::Open | Secrecy::Url, _) => value.to_string(),
+            // What is no string may hold one with a password anywhere.
+            (Secrecy::Secret | Secrecy::Url, _) => "\"[redacted]\"".to_owned(),
+            (Secrecy::Open, _) => value.to_string(),
         }
     }
 }
@@ -234,6 +235,8 @@ mod tests {
             ("upstream.proxy", Value::from("http://me:canary@proxy:3128"), r#""http://[redacted]@proxy:3128""#),
             ("upstream.proxy", Value::from("me:can@ary@proxy:3128"), r#""[redacted]@proxy:3128""#),
             ("upstream.proxy", Value::from("http://proxy:3128"), r#""http://proxy:3128""#),
+            ("upstream.proxy", Value::from(vec!["http://me:canary@proxy"]), r#""[redacted]""#),
+            ("upstream.url", Value::from(vec!["https://me:canary@api"]), r#""[redacted]""#),
             ("log.level", Value::from("info"), r#""info""#),
         ];
         for (name, value, expected) in rows {

@@ -343,6 +343,9 @@ pub(super) fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
     {
         warnings.push(r#"token.store.path: has no effect while token.store.type is "memory""#.to_owned());
     }
+    if let (CredentialsSource::TokenFile(_), Store::File(_)) = (&config.credentials.source, &config.token.store) {
+        warnings.push("token.store.type: has no effect with credentials.token_file, since nothing is minted".to_owned());
+    }
     warnings
 }
 

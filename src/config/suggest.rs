@@ -2,13 +2,20 @@
 
 use super::schema::{KEYS, is_section};
 
+/// More slips than this make another word.
+const MAX_SLIPS: usize = 3;
+
 /// The candidate most like `word`, where one is like it at all: a slip or two in a word of usual length.
 pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
+    let length = word.chars().count();
     candidates
         .into_iter()
+        // What comparing a word of any length with all of them costs is not for whoever wrote it to say.
+        .filter(|candidate| length.abs_diff(candidate.len()) <= MAX_SLIPS)
         .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
+        // Not where every letter is another, as in words of one letter and in the empty one.
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, MAX_SLIPS) && *distance < candidate.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -58,5 +65,6 @@ mod tests {
     fn nothing_is_suggested_for_a_word_unlike_all() {
         assert_eq!(closest("jsno", ["auto", "json", "pretty"]), Some("json"));
         assert_eq!(closest("xml", ["auto", "json", "pretty"]), None);
+        assert_eq!((closest("", ["1.1", "2"]), closest("3", ["1.1", "2"]), closest("1.2", ["1.1", "2"])), (None, None, Some("1.1")));
     }
 }

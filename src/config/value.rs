@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 use toml::Value;
+use tracing_subscriber::EnvFilter;
 
+use super::error::shorten;
 use super::suggest;
 use crate::secret::InvalidSecret;
 
@@ -187,25 +189,31 @@ pub(super) fn template(max: usize) -> impl Fn(&Value) -> Checked<String> {
     }
 }
 
-/// `log.level`: what `tracing_subscriber::EnvFilter` parses, less one trap: it takes a misspelt level for the name of a module.
+const LOG_FILTER_RULE: &str = r#"must be a tracing filter, such as "info" or "info,upsolver_auth_proxy=debug""#;
+
+/// `log.level`: see [`parse_log_filter`].
 pub(super) fn log_filter(value: &Value) -> Checked<String> {
+    let filter = text(value).map_err(|_| LOG_FILTER_RULE)?;
+    parse_log_filter(filter).map(|_| filter.to_owned())
+}
+
+/// What [`EnvFilter`] parses, less one trap: it takes a misspelt level for the name of a module, and silences all others. The error is the rule that was
+/// broken, for people. Every filter comes through here, wherever it was given.
+pub(crate) fn parse_log_filter(filter: &str) -> Result<EnvFilter, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    const RULE: &str = r#"must be a tracing filter, such as "info" or "info,upsolver_auth_proxy=debug""#;
-    let filter = text(value).map_err(|_| RULE)?;
-    if filter.trim().is_empty() {
+    const RULE: &str = LOG_FILTER_RULE;
+    let filter = filter.trim();
+    if filter.is_empty() {
         return Err(RULE.into());
     }
     for word in filter.split(',').map(str::trim) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
         if !is_level && word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty() {
             let meant = suggest::closest(word, LEVELS).map(|level| format!(" (did you mean {level:?}?)"));
-            return Err(format!("{word} is no level{}: {RULE}", meant.unwrap_or_default()));
+            return Err(format!("{} is no level{}: {RULE}", shorten(word), meant.unwrap_or_default()));
         }
     }
-    match tracing_subscriber::EnvFilter::builder().parse(filter) {
-        Ok(_) => Ok(filter.to_owned()),
-        Err(_) => Err(RULE.into()),
-    }
+    EnvFilter::builder().parse(filter).map_err(|_| RULE.into())
 }
 
 #[cfg(test)]
@@ -293,6 +301,10 @@ mod tests {
         let parse = choice(&[("json", 1), ("pretty", 2)]);
         check(&parse, &[(r#""json""#, Some(1)), (r#""JSON""#, None), ("1", None)]);
         assert_eq!(parse(&Value::from("jsno")).unwrap_err(), r#"must be one of "json", "pretty" (did you mean "json"?)"#);
+        let version = choice(&[("1.1", 1), ("2", 2)]);
+        for unlike in [Value::from(true), Value::from("3"), Value::from("")] {
+            assert_eq!(version(&unlike).unwrap_err(), r#"must be one of "1.1", "2""#, "{unlike}");
+        }
     }
 
     #[test]
@@ -329,6 +341,7 @@ mod tests {
         for text in ["", "inof", "info,debgu", "a=b=c", "hyper=loud"] {
             assert!(log_filter(&Value::from(text)).is_err(), "{text}");
         }
+        assert!(log_filter(&Value::from("x".repeat(5000))).unwrap_err().len() < 200);
         assert!(log_filter(&Value::from("inof")).unwrap_err().starts_with(r#"inof is no level (did you mean "info"?): must be"#));
     }
 }

@@ -1,8 +1,8 @@
 //! Keeps the token and the history of mints across restarts, so that neither a restart nor a crash loop mints needlessly.
 //!
 //! A store is a convenience: where it fails, the token in memory serves on. Each operation therefore returns its error to the caller, who logs and
-//! counts it ([`StoreError::operation`]) and goes on as if the store were empty. What was refused may then be replaced; what the disk failed to read
-//! ([`StoreError::Io`]) must not be written over, since it may hold the history of all processes.
+//! counts it ([`StoreError::operation`]) and goes on as if the store were empty. What was refused ([`StoreError::Refused`]) may then be replaced; what the
+//! disk failed to read ([`StoreError::Io`]) must not be written over, since it may hold the history of all processes.
 //!
 //! How a mint is done with a store that others share: [`lock`](Store::lock) it, [`load`](Store::load) it again (somebody else may have minted meanwhile:
 //! use that token), [`save`](Store::save) it with the attempt in its history *before* the request is sent (a process that dies in the middle has still
@@ -125,6 +125,14 @@ impl Store {
         matches!(self, Self::File(_))
     }
 
+    /// Whether what is there could be used at all, with whichever credentials. Blocks, and changes nothing.
+    pub fn inspect(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Memory => Ok(()),
+            Self::File(store) => store.inspect(),
+        }
+    }
+
     /// Reads the contents; empty where nothing was saved yet. With other credentials than those it was saved with, the token that comes out is another one.
     /// Dropping the future leaves the reading to its thread.
     pub async fn load(&self, pair: &Pair) -> Result<Contents, StoreError> {
@@ -195,9 +203,19 @@ impl fmt::Display for Operation {
 /// Why a store could not be used. The text is for the log and holds no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Something is there, but it cannot be trusted: damaged, foreign, linked, open to others.
+    /// A file is there, but it cannot be trusted: damaged, foreign, linked, open to others. A save replaces it.
     #[error("{}: refused: {reason}", path.display())]
     Refused {
+        /// What was being done.
+        operation: Operation,
+        /// The file.
+        path: PathBuf,
+        /// For people.
+        reason: String,
+    },
+    /// The place is none for a store: nothing is read there, and nothing written.
+    #[error("{}: cannot be used: {reason}", path.display())]
+    Unusable {
         /// What was being done.
         operation: Operation,
         /// The file.
@@ -226,10 +244,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What becomes of a file that is refused.
+    pub const REPLACED: &str = "what it holds is not used; the next token minted replaces it";
+
+    /// With what the system said.
+    pub fn reason(&self) -> String {
+        std::error::Error::source(self).map_or_else(|| self.to_string(), |source| format!("{self}: {source}"))
+    }
+
     /// What was being done when it failed.
     pub fn operation(&self) -> Operation {
         match self {
-            Self::Refused { operation, .. } | Self::Io { operation, .. } => *operation,
+            Self::Refused { operation, .. } | Self::Unusable { operation, .. } | Self::Io { operation, .. } => *operation,
             Self::Busy { .. } => Operation::Lock,
         }
     }

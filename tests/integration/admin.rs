@@ -123,6 +123,14 @@ fn token_refresh_mints_within_the_budget() {
 fn log_level_is_read_and_set() {
     let (_simulator, _account, proxy) = start(|builder| builder);
     assert_eq!(ask(&proxy, "PUT", "/log-level", HOST, "no such,,level=[").status(), 400);
+    // A misspelt level would be the name of a module, and everything else silent: refused with the words of the configuration.
+    for (filter, hint) in
+        [("inof", "did you mean \"info\"?"), ("verbose", "verbose is no level"), ("info,debgu", "did you mean \"debug\"?")]
+    {
+        let answer = ask(&proxy, "PUT", "/log-level", HOST, filter);
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert!(answer.status() == 400 && body["reasons"][0].as_str().is_some_and(|reason| reason.contains(hint)), "{filter}: {answer:?}");
+    }
     assert_eq!(ask(&proxy, "GET", "/log-level", HOST, "").text(), "trace\n", "unchanged");
     assert_eq!(ask(&proxy, "PUT", "/log-level", HOST, "off").status(), 200);
     assert_eq!(ask(&proxy, "GET", "/log-level", HOST, "").text(), "off\n");
@@ -131,6 +139,26 @@ fn log_level_is_read_and_set() {
     assert_eq!(proxy.get("/while/on").status(), 404);
     proxy.wait_for_log("/while/on");
     assert!(!proxy.log().contains("/while/off"), "{}", proxy.log());
+}
+
+/// Contract section 5: what can't change live is told, secrets included, and none of them is shown.
+#[test]
+fn a_changed_secret_needs_a_restart() {
+    let [old, new] = ["old", "new"].map(canary);
+    let text = |secret: &str| {
+        format!(
+            "[credentials]\nemail = '{secret}@example.com'\npassword = '{secret}'\n[upstream]\nproxy = 'http://me:{secret}@127.0.0.1:1'\n"
+        )
+    };
+    let builder = Builder::new().secret(&old).secret(&new);
+    let file = builder.file("proxy.toml", text(&old));
+    let proxy = builder.env("UPSOLVER_AUTH_PROXY_CONFIG", file.display().to_string()).start();
+    assert!(proxy.ask_admin("POST", "/reload").text().contains("\"needs_restart\":[]"));
+    std::fs::write(file, text(&new)).expect("a writable directory");
+    let answer = proxy.ask_admin("POST", "/reload");
+    let expected = r#""needs_restart":["credentials.email","credentials.password","upstream.proxy"]"#;
+    assert!(answer.text().contains(expected) && !answer.text().contains(&new), "{answer:?}");
+    proxy.wait_until("a line for each", |proxy| proxy.log().matches("the new value needs a restart").count() == 3);
 }
 
 /// Everything that the contract names is on the page from the start, but for what has no value yet; and each moves when its thing happens.

@@ -1,6 +1,8 @@
 //! The command line as a person meets it: each mistake is answered with words that say what to do, and with the exit status of the contract.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,23 @@ fn every_mistake_is_answered_with_what_to_do() {
             &["egress proxy 127.0.0.1:1", "Connection refused", "look at upstream.proxy"],
         ),
         (&["health", "--set", "admin.address=off"], &[], 1, &["admin.address"]),
+        (&["demo", "--set", "foo=1"], &[], 2, &["error: 1 problem in the configuration", "--set: foo: unknown key"]),
+        (&["check", "--set", "listen=3"], &with_token, 2, &["--set: listen: a section, not a key", "--set listen.address="]),
+        // Where a file that cannot be used was named.
+        (
+            &["check"],
+            &[("UPSOLVER_TOKEN_FILE", "/nowhere")],
+            2,
+            &["environment variable UPSOLVER_TOKEN_FILE: credentials.token_file: /nowhere: No such"],
+        ),
+        (&["check", "--set", "upstream.ca_file=/nowhere"], &with_token, 2, &["error: --set: upstream.ca_file: /nowhere: "]),
+        // Nothing is ever stored there.
+        (
+            &["check", "--set", "token.store.type=file", "--set", "token.store.path=/nowhere/token.json"],
+            &with_token,
+            0,
+            &["warning: token.store.type: has no effect with credentials.token_file", "configuration is valid"],
+        ),
     ];
     for (arguments, environment, status, words) in rows {
         let (code, text) = run(arguments, environment);
@@ -83,10 +102,61 @@ fn unusable_files_end_the_start_with_status_2_and_their_keys() {
         .set("listen.tls.private_key_file=/nowhere/key")
         .run_to_end();
     assert_eq!(status.code(), Some(2), "{text}");
-    for key in
-        ["upstream.ca_file: /nowhere/ca.pem", "listen.caller_token_file: /nowhere/caller", "listen.tls.certificate_file: /nowhere/cert"]
-    {
-        assert!(text.contains(key), "{key} in:\n{text}");
+    for key in [
+        "upstream.ca_file: /nowhere/ca.pem",
+        "listen.caller_token_file: /nowhere/caller",
+        "listen.tls.certificate_file: /nowhere/cert",
+        "listen.tls.private_key_file: /nowhere/key",
+    ] {
+        assert!(text.contains(&format!("--set: {key}")), "{key} in:\n{text}");
+    }
+}
+
+/// An unknown key of any length leaves the message on one screen.
+#[test]
+fn a_long_unknown_key_is_shortened() {
+    let long = "x".repeat(100_000);
+    let variable = format!("UPSOLVER_AUTH_PROXY__{long}");
+    let (code, text) = run(&["check", "--set", &format!("log.{long}=1")], &[("UPSOLVER_TOKEN_FILE", "/t"), (&variable, "1")]);
+    assert!(code == 2 && text.len() < 1000 && text.matches("xxx…").count() == 2, "{code} {} bytes: {}", text.len(), &text[..200]);
+}
+
+/// C28: what the proxy would do with the file of the token store is told by the code that does it, and in the same words.
+#[test]
+fn c28_check_judges_the_token_store_as_the_proxy_does() {
+    /// What is done to the file `token.json` of a directory, the exit status, words in the output.
+    type Row<'a> = (&'a dyn Fn(&Path), i32, &'a [&'a str]);
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("one's own");
+    let written = |file: &Path, bits| {
+        std::fs::write(file, "{}").expect("a writable directory");
+        mode(file, bits);
+    };
+    let replaced = "what it holds is not used; the next token minted replaces it";
+    let rows: &[Row] = &[
+        (&|_| {}, 0, &["configuration is valid"]),
+        (&|file| written(file, 0o644), 0, &["refused: its mode is 0644", replaced, "configuration is valid"]),
+        (&|file| written(file, 0o600), 0, &["refused: it is damaged", replaced]),
+        (&|file| symlink("/nowhere", file).expect("a link"), 0, &["refused: it is a symbolic link", replaced]),
+        (&|file| std::fs::create_dir(file).expect("a directory"), 2, &["cannot be used: it is a directory", "each start would mint"]),
+        (
+            &|file| mode(file.parent().expect("it has one"), 0o777),
+            2,
+            &["cannot be used: any user may replace files in its directory, whose mode is 0777; chmod o-w it", "each start would mint"],
+        ),
+        (&|file| mode(file.parent().expect("it has one"), 0o1777), 0, &["configuration is valid"]),
+    ];
+    for (prepare, status, words) in rows {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("token.json");
+        prepare(&file);
+        let path = format!("token.store.path={}", file.display());
+        let pair = [("UPSOLVER_EMAIL", "me@example.com"), ("UPSOLVER_PASSWORD", "canary")];
+        let (code, text) = run(&["check", "--set", "token.store.type=file", "--set", &path], &pair);
+        assert_eq!(code, *status, "{words:?}:\n{text}");
+        for word in *words {
+            assert!(text.contains(word), "{word:?} in:\n{text}");
+        }
+        assert_eq!(text.contains("--set: token.store.path: "), words.len() > 1, "{text}");
     }
 }
 

@@ -656,6 +656,40 @@ fn c31_proxies_that_share_a_store_share_one_mint() {
     assert_eq!(simulator.mints().len(), 1);
 }
 
+/// C28: the log says what becomes of a file that is refused, and a place where others can put files is left alone.
+#[test]
+fn c28_a_refused_file_is_replaced_and_a_refused_directory_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let account = account();
+    let simulator = simulator(&account);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("token.json");
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("one's own");
+    };
+    std::fs::write(&path, "{}").expect("a writable directory");
+    mode(&path, 0o644);
+    {
+        let proxy = with_store(&simulator, &account, &path).start();
+        proxy.wait_ready();
+        let line = proxy.wait_for_log("what it holds is not used; the next token minted replaces it");
+        assert!(line.contains("refused: its mode is 0644"), "{line}");
+        assert!(!proxy.log().contains("the token store does not work"), "{}", proxy.log());
+    }
+    let stored = std::fs::metadata(&path).expect("it was replaced");
+    assert!(stored.permissions().mode() & 0o7777 == 0o600 && stored.len() > 2, "{stored:?}");
+
+    std::fs::remove_file(&path).expect("one's own");
+    std::fs::remove_file(directory.path().join("token.json.lock")).expect("one's own");
+    mode(directory.path(), 0o777);
+    let proxy = with_store(&simulator, &account, &path).start();
+    proxy.wait_ready();
+    let line = proxy.wait_for_log("the token store does not work; the proxy goes on without it");
+    assert!(line.contains("any user may replace files in its directory"), "{line}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0, "nothing is left there");
+}
+
 fn with_store(simulator: &Simulator, account: &Account, path: &std::path::Path) -> Builder {
     Builder::to_simulator(simulator, account).set("token.store.type=file").set(format!("token.store.path={}", path.display()))
 }

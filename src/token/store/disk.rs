@@ -1,8 +1,12 @@
 //! A file that this process's user alone can read and write: how it is opened, replaced and locked.
 //!
 //! It is trusted as far as nobody else can have written it: opened without following a link, and then judged by what was opened (a regular file, with this
-//! one name, of this user, mode 0600). Its directory is not judged, since the usual one, a Kubernetes `emptyDir`, is open to all users of its pod; those can
-//! remove the file, but not make one that is trusted.
+//! one name, of this user, mode 0600).
+//!
+//! A directory in which every user may replace files is not used at all: nobody else can make a file that is trusted, but who may rename can bring back an
+//! old one, and with it a history without the latest mints. Two such directories are used all the same. One with the sticky bit, as `/tmp` has it, leaves
+//! each file to its owner. And one that is the root of a mount is a volume, whose users whoever mounted it chose: Kubernetes makes every `emptyDir` with mode
+//! 0777, and only the pod's own containers see it.
 //!
 //! It is replaced, never changed: written beside its place, made durable, renamed. Whoever reads sees the old or the new one. The lock is a second file, which
 //! stays: a lock on the file itself would be on whichever file had that name at the time.
@@ -13,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 /// A save makes at most half of this; a longer file is not read.
@@ -31,8 +35,10 @@ pub(super) struct PrivateFile {
 /// Why the file cannot be used.
 #[derive(Debug)]
 pub(super) enum Problem {
-    /// Something is there, but not a file to be trusted. For people.
+    /// A file is there, but none to be trusted; a save replaces it. For people.
     Refused(String),
+    /// No file can be kept here. For people.
+    Unusable(String),
     /// From the system.
     Io(io::Error),
 }
@@ -66,6 +72,7 @@ impl PrivateFile {
 
     /// C27, C28: bounded, from a trusted regular file, without ever waiting. `None` where there is no file.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, Problem> {
+        self.judge_directory()?;
         for _ in 0..OPEN_ATTEMPTS {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let file = match rustix::fs::open(&self.path, flags, Mode::empty()) {
@@ -82,6 +89,9 @@ impl PrivateFile {
                 // Replaced since it was opened.
                 continue;
             }
+            if opened.is_dir() {
+                return Err(Problem::Unusable("it is a directory".to_owned()));
+            }
             judge(&opened).map_err(Problem::Refused)?;
             let mut bytes = Vec::new();
             file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
@@ -94,7 +104,8 @@ impl PrivateFile {
     }
 
     /// C29: durable before it is visible. Whatever fails, the old file stays and the new one goes.
-    pub(super) fn replace(&self, text: &[u8]) -> io::Result<()> {
+    pub(super) fn replace(&self, text: &[u8]) -> Result<(), Problem> {
+        self.judge_directory()?;
         let directory = self.directory();
         // Created with O_EXCL and mode 0600; removed on drop.
         let mut successor = tempfile::Builder::new().prefix(&self.temporary_prefix()).suffix(TEMPORARY_SUFFIX).tempfile_in(directory)?;
@@ -102,17 +113,18 @@ impl PrivateFile {
         successor.as_file().sync_all()?;
         successor.persist(&self.path).map_err(|error| error.error)?;
         // The rename itself, too, must survive a power failure.
-        File::open(directory)?.sync_all()
+        Ok(File::open(directory)?.sync_all()?)
     }
 
     /// `None` where another process holds it.
     pub(super) fn try_lock(&self) -> Result<Option<HeldLock>, Problem> {
+        self.judge_directory()?;
         let path = self.lock_path();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
         let opened = file.metadata()?;
         if !opened.is_file() {
-            return Err(Problem::Refused(format!("{} is not a regular file", path.display())));
+            return Err(Problem::Unusable(format!("{} is not a regular file", path.display())));
         }
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -141,6 +153,17 @@ impl PrivateFile {
                 }
             }
         }
+    }
+
+    /// C28: whether others may put files in the place of this one; see the module.
+    fn judge_directory(&self) -> Result<(), Problem> {
+        // Where there is no directory, or none to be seen, what is done in it fails with the system's own words.
+        let Ok(directory) = fs::metadata(self.directory()) else { return Ok(()) };
+        let mode = directory.mode() & 0o7777;
+        if mode & 0o1002 != 0o002 || is_volume(self.directory(), &directory) {
+            return Ok(());
+        }
+        Err(Problem::Unusable(format!("any user may replace files in its directory, whose mode is {mode:04o}; chmod o-w it")))
     }
 
     fn directory(&self) -> &Path {
@@ -175,6 +198,13 @@ fn judge(opened: &fs::Metadata) -> Result<(), String> {
         return Err(format!("its mode is {mode:04o}; anything but 0600 may have let others read or change it"));
     }
     Ok(())
+}
+
+/// Whether a directory is the root of a mount. A kernel before 5.8 does not say, but then another device than that of the directory above does.
+fn is_volume(path: &Path, opened: &fs::Metadata) -> bool {
+    let told = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::empty());
+    told.is_ok_and(|told| told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+        || fs::metadata(path.join("..")).is_ok_and(|above| above.dev() != opened.dev())
 }
 
 fn own_uid() -> u32 {
@@ -262,6 +292,28 @@ mod tests {
         }
     }
 
+    /// C28: where any user may replace files, nothing is read and nothing left; the sticky bit and a volume of its own keep them apart.
+    #[test]
+    fn c28_a_directory_that_is_open_to_all_is_not_used() {
+        let place = Place::written();
+        let mode = |mode| fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+        for open in [0o777, 0o702, 0o2777] {
+            mode(open);
+            let expected = format!("any user may replace files in its directory, whose mode is {open:04o}; chmod o-w it");
+            let told = [place.file.read().map(drop), place.file.replace(b"new"), place.file.try_lock().map(drop)];
+            for told in told {
+                assert!(matches!(&told, Err(Problem::Unusable(reason)) if *reason == expected), "{told:?}");
+            }
+        }
+        assert_eq!(place.entries(), ["token.json"]);
+        for fine in [0o1777, 0o775, 0o700] {
+            mode(fine);
+            assert_eq!(place.file.read().unwrap().as_deref(), Some(b"old".as_slice()), "{fine:o}");
+        }
+        let is_volume = |path: &Path| is_volume(path, &fs::metadata(path).unwrap());
+        assert!(is_volume(Path::new("/proc")) && !is_volume(place.directory.path()));
+    }
+
     /// C27: bounded, and no waiting for whoever might write into a FIFO.
     #[test]
     fn c27_only_a_short_regular_file_is_read() {
@@ -271,7 +323,7 @@ mod tests {
 
         let place = Place::new();
         fs::create_dir(&place.file.path).unwrap();
-        place.assert_refused("not a regular file");
+        assert!(matches!(place.file.read(), Err(Problem::Unusable(reason)) if reason == "it is a directory"));
 
         let place = Place::new();
         rustix::fs::mknodat(rustix::fs::CWD, &place.file.path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

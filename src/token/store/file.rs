@@ -44,24 +44,35 @@ impl FileStore {
         if !self.cleaned.swap(true, Ordering::Relaxed) {
             self.file.remove_leftovers();
         }
-        let failed = |problem| self.error(Operation::Read, problem);
-        let Some(bytes) = self.file.read().map_err(failed)? else { return Ok(Contents::default()) };
-        let payload = format::decode(&bytes).map_err(|reason| failed(Problem::Refused(reason)))?;
-        if payload.upstream != self.upstream {
-            return Err(failed(Problem::Refused(format!("it is for {}, not for {}", payload.upstream, self.upstream))));
-        }
-        let token = payload.token.map(|token| self.unmask(token, pair)).transpose().map_err(failed)?;
+        let Some(payload) = self.payload()? else { return Ok(Contents::default()) };
+        let token = payload.token.map(|token| self.unmask(token, pair)).transpose();
+        let token = token.map_err(|problem| self.error(Operation::Read, problem))?;
         let attempts = payload.attempts_unix_ms.into_iter().map(from_unix_ms).collect();
         Ok(Contents { token, attempts }.forget_old(now))
     }
 
+    /// Whether a load would find something to refuse, whatever the credentials.
+    pub(super) fn inspect(&self) -> Result<(), StoreError> {
+        self.payload().map(drop)
+    }
+
+    fn payload(&self) -> Result<Option<Payload>, StoreError> {
+        let failed = |problem| self.error(Operation::Read, problem);
+        let Some(bytes) = self.file.read().map_err(failed)? else { return Ok(None) };
+        let payload = format::decode(&bytes).map_err(|reason| failed(Problem::Refused(reason)))?;
+        if payload.upstream != self.upstream {
+            return Err(failed(Problem::Refused(format!("it is for {}, not for {}", payload.upstream, self.upstream))));
+        }
+        Ok(Some(payload))
+    }
+
     pub(super) fn save(&self, contents: Contents, pair: &Pair, now: SystemTime) -> Result<(), StoreError> {
         let contents = contents.prune(now);
-        let failed = |source| self.error(Operation::Write, Problem::Io(source));
+        let failed = |problem: Problem| self.error(Operation::Write, problem);
         let token = match contents.token {
             None => None,
             Some(StoredToken { token, id, name, created }) => {
-                let masked = self.mask(&token, pair).map_err(failed)?;
+                let masked = self.mask(&token, pair).map_err(|error| failed(error.into()))?;
                 Some(TokenEntry { masked, id, name, created_unix_ms: to_unix_ms(created) })
             }
         };
@@ -116,6 +127,7 @@ impl FileStore {
         let path = self.path().to_owned();
         match problem {
             Problem::Refused(reason) => StoreError::Refused { operation, path, reason },
+            Problem::Unusable(reason) => StoreError::Unusable { operation, path, reason },
             Problem::Io(source) => StoreError::Io { operation, path, source },
         }
     }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -59,11 +58,12 @@ impl StoreTrouble {
     pub(super) fn tell(&self, error: &StoreError) {
         let operation = error.operation().label();
         self.metrics.store_error(operation);
-        let reason = error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-        if self.repetition.borrow_mut().is_news(operation, &reason) {
-            warn!(operation, reason, "the token store does not work; the proxy goes on without it");
-        } else {
-            debug!(operation, reason, "the token store still does not work");
+        let reason = error.reason();
+        let is_news = self.repetition.borrow_mut().is_news(operation, &reason);
+        match error {
+            StoreError::Refused { .. } if is_news => warn!(operation, reason, "the token store: {}", StoreError::REPLACED),
+            _ if is_news => warn!(operation, reason, "the token store does not work; the proxy goes on without it"),
+            _ => debug!(operation, reason, "the token store still does not work"),
         }
     }
 }
