@@ -119,6 +119,9 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.clock.finish();
+        if self.status.as_u16() == DOWNSTREAM_CLOSED {
+            self.metrics.error("downstream_closed");
+        }
         let duration = self.clock.now() - self.started;
         self.metrics.request_finished(&self.method, self.status, self.source, duration);
         self.log.record(&AccessRecord {

@@ -200,6 +200,17 @@ fn a58_a_close_is_heard_in_every_spelling() {
 }
 
 #[test]
+fn a_downstream_that_leaves_before_its_answer_is_counted() {
+    let wire = Wire::start();
+    let mut downstream = wire.proxy.connect();
+    downstream.send(GET);
+    let mut upstream = wire.upstream.accept();
+    upstream.read_request().expect("a request");
+    drop(downstream);
+    wire.proxy.wait_until("the count", |proxy| proxy.metric("upsolver_auth_proxy_errors_total{code=\"downstream_closed\"}") == 1.0);
+}
+
+#[test]
 fn a_downstream_that_leaves_cancels_its_exchange_upstream() {
     let wire = Wire::start();
     // While the upstream thinks.
