@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use crate::metrics::{ResponseSource, WorkerMetrics};
-use crate::server::clock::Clock;
+use crate::server::clock::{Clock, Phase};
 use crate::telemetry::{AccessLog, AccessRecord};
 use crate::upstream::pool::ReplyError;
 
@@ -118,7 +118,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.clock.finish();
+        self.clock.enter(Phase::Idle);
         if self.status.as_u16() == DOWNSTREAM_CLOSED {
             self.metrics.error("downstream_closed");
         }

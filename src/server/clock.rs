@@ -12,7 +12,6 @@
 //! | `Upload` | then | the request's last byte; each byte restarts it | `upstream.body_idle_timeout` | 408 or 504 |
 //! | `Response` | then | the response head | `upstream.response_timeout`, a deadline | 504 |
 //! | `Relay` | then | the response's last byte; each byte restarts it | `upstream.body_idle_timeout` | the connection is cut |
-//! | `Rest` | then, where the request's body is still coming | its last byte; each byte restarts it | `upstream.body_idle_timeout` | the connection is closed |
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -36,8 +35,6 @@ pub enum Phase {
     Response,
     /// The response is going to the downstream.
     Relay,
-    /// The response is complete, and the request is not yet.
-    Rest,
 }
 
 /// One limit for each phase that has one.
@@ -59,7 +56,7 @@ impl Limits {
             Phase::Idle => Some(self.idle),
             Phase::Head => Some(self.head),
             Phase::Waiting => None,
-            Phase::Upload | Phase::Relay | Phase::Rest => Some(self.body_idle),
+            Phase::Upload | Phase::Relay => Some(self.body_idle),
             Phase::Response => Some(self.response),
         }
     }
@@ -177,16 +174,9 @@ impl Clock {
     /// The request's body was read to its end.
     pub fn uploaded(&self) {
         self.upload_pending.set(false);
-        match self.phase.get() {
-            Phase::Upload => self.enter(Phase::Response),
-            Phase::Rest => self.enter(Phase::Idle),
-            Phase::Idle | Phase::Head | Phase::Waiting | Phase::Response | Phase::Relay => {}
+        if self.phase.get() == Phase::Upload {
+            self.enter(Phase::Response);
         }
-    }
-
-    /// The exchange is over, on this side of the proxy at least.
-    pub fn finish(&self) {
-        self.enter(if self.upload_pending.get() { Phase::Rest } else { Phase::Idle });
     }
 
     /// The request's body has trailers.
@@ -221,7 +211,7 @@ impl Clock {
     pub(super) fn received(&self) {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head),
-            Phase::Upload | Phase::Relay | Phase::Rest => self.since.set(self.now()),
+            Phase::Upload | Phase::Relay => self.since.set(self.now()),
             // Deadlines: bytes do not move them.
             Phase::Head | Phase::Waiting | Phase::Response => {}
         }
@@ -229,7 +219,7 @@ impl Clock {
 
     /// Bytes went to the downstream.
     pub(super) fn sent(&self) {
-        if matches!(self.phase.get(), Phase::Relay | Phase::Rest | Phase::Idle) {
+        if matches!(self.phase.get(), Phase::Relay | Phase::Idle) {
             self.since.set(self.now());
         }
     }
@@ -260,7 +250,7 @@ impl Clock {
             let deadline = self.limits.of(phase).map(|limit| self.since.get() + limit);
             if deadline.is_some_and(|deadline| deadline <= now) {
                 match phase {
-                    Phase::Idle | Phase::Head | Phase::Waiting | Phase::Relay | Phase::Rest => return phase,
+                    Phase::Idle | Phase::Head | Phase::Waiting | Phase::Relay => return phase,
                     Phase::Upload if self.starving.get() => self.expire(Expired::Downstream),
                     Phase::Upload => self.expire(Expired::UpstreamRead),
                     Phase::Response => self.expire(Expired::UpstreamResponse),
@@ -367,23 +357,6 @@ mod tests {
             clock.sent();
         }
         assert_eq!(after(&clock, 61).await, Some(Phase::Relay));
-    }
-
-    /// D32: behind an early response the rest of the request may come, for as long as it moves; its bytes are no head.
-    #[tokio::test(start_paused = true)]
-    async fn d32_the_rest_of_a_request_expires_only_while_no_byte_moves() {
-        let clock = clock();
-        clock.begin(true);
-        clock.send();
-        clock.enter(Phase::Relay);
-        clock.finish();
-        for _ in 0..10 {
-            assert_eq!(after(&clock, 59).await, None);
-            clock.received();
-        }
-        assert_eq!(after(&clock, 61).await, Some(Phase::Rest));
-        clock.uploaded();
-        assert_eq!(clock.phase(), Phase::Idle);
     }
 
     /// The proxy's own waiting (token, connect) has limits of its own.

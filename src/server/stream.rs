@@ -107,7 +107,7 @@ impl Watched {
             Phase::Waiting | Phase::Upload | Phase::Response | Phase::Relay => {
                 self.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSE_GRACE))).as_mut().poll(cx)
             }
-            Phase::Idle | Phase::Head | Phase::Rest => Poll::Ready(()),
+            Phase::Idle | Phase::Head => Poll::Ready(()),
         }
     }
 }

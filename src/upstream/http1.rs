@@ -96,8 +96,8 @@ struct Upload<B> {
     body: Rest<B>,
     /// Whether it waits for [`Http1::depart`].
     held: bool,
-    /// How many bytes of the request the connection took.
-    sent: u64,
+    /// Whether the connection took a byte of the request.
+    begun: bool,
     flushed: bool,
 }
 
@@ -129,7 +129,7 @@ where
                 body: Rest::Nothing,
                 behind: b"",
                 held: false,
-                sent: 0,
+                begun: false,
                 flushed: true,
             },
             response: Decoder::Ended,
@@ -145,20 +145,6 @@ where
             && self.is_upload_complete()
             && self.received.is_empty()
             && !self.io.is_closed_for_writing()
-    }
-
-    /// Whether only the upload is missing for [`is_complete`](Self::is_complete), and the upstream goes on reading it as far as anybody knows.
-    pub(super) fn is_only_sending(&self) -> bool {
-        self.keep_alive
-            && self.response.is_ended()
-            && !self.is_upload_complete()
-            && self.received.is_empty()
-            && !self.io.is_closed_for_writing()
-    }
-
-    /// How much of the request was sent so far, in bytes.
-    pub(super) fn sent(&self) -> u64 {
-        self.upload.sent
     }
 
     /// Whether nothing came since the last exchange: neither a close nor bytes, which nobody asked for and which could pass for the next response
@@ -185,7 +171,7 @@ where
             None => Rest::Chunked(body),
         };
         self.upload.held = true;
-        self.upload.sent = 0;
+        self.upload.begun = false;
         self.upload.flushed = false;
         self.response = Decoder::awaiting_head(request.method == Method::HEAD);
         self.anything_came = false;
@@ -237,7 +223,7 @@ where
                 }
                 None => {
                     let received = ready!(self.poll_receive(cx));
-                    if self.upload.sent == 0 {
+                    if !self.upload.begun {
                         // Whatever it is, it is no answer: as with a connection that is not quiet any more.
                         return Poll::Ready(Err(Error::NotSent));
                     }
@@ -322,7 +308,7 @@ where
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let Upload { encoded, data, behind, sent: so_far, .. } = &mut self.upload;
+        let Upload { encoded, data, behind, begun, .. } = &mut self.upload;
         while !(encoded.is_empty() && data.is_empty() && behind.is_empty()) {
             let io = Pin::new(&mut self.io);
             let sent = ready!(if data.is_empty() && behind.is_empty() {
@@ -333,10 +319,10 @@ where
             if sent == 0 {
                 return Poll::Ready(Err(Error::Io(io::ErrorKind::WriteZero.into())));
             }
-            if *so_far == 0 && self.io.is_closed_for_writing() {
+            if !*begun && self.io.is_closed_for_writing() {
                 return Poll::Ready(Err(Error::NotSent));
             }
-            *so_far += sent as u64;
+            *begun = true;
             let sent_encoded = sent.min(encoded.len());
             let sent_data = (sent - sent_encoded).min(data.len());
             encoded.drain(..sent_encoded);

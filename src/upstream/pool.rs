@@ -119,7 +119,6 @@ pub struct Upstream<B> {
     /// Held while a connection is opened that may turn out to be shareable, so that a burst opens one.
     dialing: tokio::sync::Mutex<()>,
     idle_timeout: Duration,
-    body_idle_timeout: Duration,
     max_age: Duration,
     metrics: Arc<WorkerMetrics>,
 }
@@ -215,7 +214,6 @@ where
             shared: RefCell::default(),
             dialing: tokio::sync::Mutex::default(),
             idle_timeout: config.pool_idle_timeout,
-            body_idle_timeout: config.body_idle_timeout,
             max_age: config.max_connection_age,
             metrics,
         });
@@ -480,40 +478,12 @@ where
         }
     }
 
-    /// The response is complete. The connection can carry another request only if the request is complete too; one that is still on its way is sent to
-    /// its end, since an upstream that answers early may want to have it all the same (RFC 9112 section 9.5).
+    /// The response is complete. The connection can carry another request only if the request is complete too.
     fn finish(mut self) {
-        if self.connection.as_ref().is_some_and(|connection| connection.borrow().is_only_sending()) {
-            if let Some(upload) = self.upload.take() {
-                upload.abort();
-            }
-            task::spawn("upload", self.send_rest());
-            return;
-        }
         if let Some(connection) = self.connection.take_if(|connection| connection.borrow().is_complete()) {
             self.pool.metrics.upstream_connections(1, -1);
             self.pool.idle.borrow_mut().push(Idle { connection, expires: self.expires, since: Instant::now() });
         }
-    }
-
-    /// Sends what is left of the request, for as long as it moves. Its exchange is over for everybody else.
-    async fn send_rest(self) {
-        let Some(connection) = self.connection.clone() else { return };
-        let mut sent = connection.borrow().sent();
-        loop {
-            let upload = poll_fn(|cx| connection.borrow_mut().poll_upload(cx));
-            match tokio::time::timeout(self.pool.body_idle_timeout, upload).await {
-                Ok(Ok(())) => break,
-                Ok(Err(_)) => return,
-                Err(_) => {
-                    if connection.borrow().sent() == std::mem::replace(&mut sent, connection.borrow().sent()) {
-                        return;
-                    }
-                }
-            }
-        }
-        drop(connection);
-        self.finish();
     }
 }
 

@@ -55,57 +55,6 @@ fn a50_an_early_reply_arrives_whole_while_the_upload_goes_on() {
     }
 }
 
-/// D32: an upstream that has answered before it has the whole request, and keeps its connection open, gets the rest of it; both connections go on.
-#[test]
-fn d32_an_early_response_ends_no_upload() {
-    let wire = Wire::start();
-    let part = "x".repeat(500);
-    for (framing, first, rest) in [
-        ("Content-Length: 1000", part.clone(), part.clone()),
-        ("Transfer-Encoding: chunked", format!("1f4\r\n{part}\r\n"), format!("1f4\r\n{part}\r\n0\r\n\r\n")),
-    ] {
-        let mut downstream = wire.proxy.connect();
-        downstream.send(format!("POST /x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n{first}"));
-        let mut upstream = wire.upstream.accept();
-        upstream.read_head().expect("a head");
-        assert_eq!(upstream.take(first.len()), first.as_bytes());
-        upstream.send(OK_KEPT);
-        let answer = downstream.read_response(false).expect("an answer before the upload is complete");
-        assert_eq!(answer.status(), 200);
-        downstream.send(&rest);
-        assert_eq!(upstream.take(rest.len()), rest.as_bytes(), "{framing}");
-        // A chunked request that was not read to its end has no end that everybody agrees on, so that its connection was announced to close.
-        let mut next = if answer.header("connection").is_some() { wire.proxy.connect() } else { downstream };
-        wire.proxy.wait_until("rest", |proxy| proxy.metric("upsolver_auth_proxy_upstream_connections{state=\"idle\"}") == 1.0);
-        next.send(GET);
-        upstream.read_request().expect("the next request on the same connection");
-        upstream.send(OK);
-        assert_eq!(next.read_response(false).expect("an answer").status(), 200, "{framing}");
-    }
-}
-
-/// D32: where the rest does not come, or is not taken, both connections end.
-#[test]
-fn d32_the_rest_of_an_upload_is_not_waited_for_for_ever() {
-    let wire = Wire::set(&["upstream.body_idle_timeout=300ms"]);
-    for upstream_reads in [true, false] {
-        let mut downstream = wire.proxy.connect();
-        downstream.send("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\nx");
-        let mut upstream = wire.upstream.accept();
-        upstream.read_head().expect("a head");
-        upstream.send(OK_KEPT);
-        assert_eq!(downstream.read_response(false).expect("an answer").status(), 200);
-        if upstream_reads {
-            assert!(downstream.is_closed(), "nothing came");
-        } else {
-            let block = vec![b'x'; 1 << 20];
-            while downstream.try_send(&block) {}
-        }
-        wire.proxy.wait_until("no connection", |proxy| proxy.metric("upsolver_auth_proxy_upstream_connections{state=\"active\"}") == 0.0);
-    }
-    wire.forwarded(GET);
-}
-
 #[test]
 fn a50_a_refusal_of_the_proxy_arrives_whole_while_the_upload_goes_on() {
     let wire = Wire::set(&["limits.max_request_body=1MiB"]);

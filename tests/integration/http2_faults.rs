@@ -202,21 +202,3 @@ fn d24_a_downstream_that_leaves_resets_its_stream() {
     connection.answer(stream, b"next");
     assert_eq!(answer(next).text(), "next");
 }
-
-/// D32: a stream that the upstream has answered to its end goes on until the request is complete too.
-#[test]
-fn d32_an_early_response_ends_no_upload_on_its_stream() {
-    let wire = wire();
-    let mut downstream = wire.proxy.connect();
-    downstream.send("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\nbody");
-    let mut connection = Frames::accept(&wire);
-    let stream = connection.request();
-    connection.answer(stream, b"early");
-    assert_eq!(downstream.read_response(false).expect("an answer").text(), "early");
-    downstream.send("body");
-    assert_eq!(connection.whole_request(), stream);
-    downstream.send(GET);
-    let stream = connection.whole_request();
-    connection.answer(stream, b"next");
-    assert_eq!(downstream.read_response(false).expect("an answer").text(), "next");
-}
