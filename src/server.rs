@@ -227,9 +227,11 @@ pub(crate) async fn connection<S, F, B>(
     }
 }
 
-/// Hyper says 414 for a target over 65,534 bytes, and 431 for a head over the limits.
+/// Hyper says 414 for a target over 65,534 bytes, and 431 for a head over the limits; only its words tell the two apart.
 fn refused_by_parser(error: &hyper::Error) -> (StatusCode, &'static str) {
-    if error.is_parse_too_large() {
+    if error.is_parse_too_large() && error.to_string().contains("URI") {
+        (StatusCode::URI_TOO_LONG, "uri_too_long")
+    } else if error.is_parse_too_large() {
         (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large")
     } else {
         (StatusCode::BAD_REQUEST, "bad_request")

@@ -139,7 +139,7 @@ impl WorkerMetrics {
         self.duration.observe(duration);
     }
 
-    /// A connection was answered with this status and code, one of [`ERROR_CODES`], before it had brought a request; or, over the limit, was closed.
+    /// A connection that brought no request was answered with this status and code, one of [`ERROR_CODES`], or closed for want of one it would understand.
     pub fn refused(&self, status: StatusCode, code: &'static str) {
         self.count(cell(OTHER, status, ResponseSource::Proxy));
         self.error(code);
