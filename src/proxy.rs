@@ -144,11 +144,13 @@ impl Proxy {
     /// Not an `async fn`: what is used up before the first wait would stay in its future, which is made anew for every request. Boxed,
     /// since held in place it would add its kilobyte to every idle connection.
     pub fn handle(self: Rc<Self>, request: Request<Incoming>, clock: Rc<Clock>) -> Pin<Box<dyn Future<Output = Response<ResponseBody>>>> {
-        let slot = Arc::clone(&self.slots).try_acquire_owned().ok();
-        let is_within_limit = slot.is_some();
-        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, slot, Rc::clone(&clock));
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        let is_overloaded = slot.is_err();
+        let mut exchange = Exchange::open(&request, self.settings.access, &self.metrics, slot.ok(), Rc::clone(&clock));
         let framing = DownstreamFraming::of(&request);
-        let answer = match self.accept(request, is_within_limit, &clock) {
+        // Sheds at the limit, before any work.
+        let accepted = if is_overloaded { Err(Error::Overloaded) } else { self.accept(request, &clock) };
+        let answer = match accepted {
             Ok(Accepted::Forward(mut accepted)) => {
                 return Box::pin(async move {
                     let answer = self.forward(&mut accepted, &clock, &mut exchange).await;
@@ -162,10 +164,7 @@ impl Proxy {
     }
 
     /// The straight line, as far as nothing has to be waited for: guard, clean.
-    fn accept(&self, request: Request<Incoming>, is_within_limit: bool, clock: &Rc<Clock>) -> Result<Accepted, Error> {
-        if !is_within_limit {
-            return Err(Error::Overloaded);
-        }
+    fn accept(&self, request: Request<Incoming>, clock: &Rc<Clock>) -> Result<Accepted, Error> {
         let (mut head, body) = request.into_parts();
         let admitted = match self.guard.check(&head)? {
             Judgement::Forward(admitted) => admitted,
