@@ -37,7 +37,7 @@
 //! - The downstream never chooses the upstream authority, and never sees or supplies its authorization.
 //! - A body is never held whole; memory per request does not depend on its size.
 //! - One task writes the token; a failed renewal never replaces a token that still works.
-//! - Only `main` ends the process. Every task is named and has an owner that ends it.
+//! - Only `main` ends the process. Every task is named and has an owner that ends it, or a deadline.
 
 pub mod admin;
 pub mod app;

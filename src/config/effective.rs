@@ -12,7 +12,8 @@ use super::error::Provenance;
 use super::layer::Settings;
 use super::schema::{KEYS, Secrecy};
 
-/// Every key with its value as it was given, secrets replaced, and where it was set. A default that gave way to the memory limit is shown as it is in force. `Display` is TOML that parses again, with origins as comments.
+/// Every key with its value as it was given, secrets replaced, and where it was set. A default that gave way to the memory limit is shown as it is in
+/// force. `Display` is TOML that parses again, with origins as comments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Effective(Vec<Entry>);
 

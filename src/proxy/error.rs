@@ -264,7 +264,8 @@ impl Error {
     }
 
     /// Whether what follows on the connection cannot be trusted: behind an ambiguous framing the body could be read as the next request (RFC 9112
-    /// section 6.3), and behind a CONNECT it is no HTTP. Or that nothing more is taken on it, since the proxy stops. Where only a body stays unread, the server closes of itself.
+    /// section 6.3), and behind a CONNECT it is no HTTP. Or that nothing more is taken on it, since the proxy stops or nothing more can come. Where only a
+    /// body stays unread, the server closes of itself.
     fn ends_connection(&self) -> bool {
         match self {
             Self::BadRequest(_) | Self::MethodNotAllowed | Self::Draining | Self::DownstreamClosed => true,
