@@ -1,4 +1,4 @@
-"""Holds the Kubernetes manifests to what the schemas can't know: the restricted Pod Security Standard, and what the proxy needs to work as promised.
+"""Matrix E18. Holds the Kubernetes manifests to what the schemas can't know: the restricted Pod Security Standard, and what the proxy needs to work as promised.
 
 usage: check_manifests.py MANIFEST...
 """

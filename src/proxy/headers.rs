@@ -116,7 +116,7 @@ mod tests {
     }
 
     proptest! {
-        /// A04: no bytes of a peer panic, and what goes is gone with all its lines.
+        /// A04, E06: no bytes of a peer panic, and what goes is gone with all its lines.
         #[test]
         fn a04_any_connection_line_is_survived(lines in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..4)) {
             let mut headers = map(&[("x-foo", b"1"), ("keep-alive", b"1"), ("te", b"trailers")]);

@@ -270,7 +270,7 @@ mod tests {
             prop_assert!(is_minting_path(&path), "{}", path);
         }
 
-        /// The decision does not depend on whether somebody in front decoded already, and a second normalisation changes nothing.
+        /// E06: the decision does not depend on whether somebody in front decoded already, and a second normalisation changes nothing.
         #[test]
         fn b16_the_decision_is_the_same_for_the_normalised_path(path in "[/\\\\%;.a-z0-9\u{e9}\u{212a}-]{0,40}|(/|%2f|%252e|api-tokens|\\.\\.|;|%5c|%c0%af|x){0,10}") {
             let normalised = normalise(path.as_bytes());

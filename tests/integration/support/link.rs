@@ -1,5 +1,5 @@
 //! A bad network between the proxy and its upstream: a relay of bytes that delays, throttles, splits, stalls, loses and cuts them. What needs the kernel,
-//! dropped packets above all, is in `tests/namespaces`.
+//! dropped packets above all, is in `tests/namespaces`. With the simulated API, whose faults are inside the protocol, it is what the matrix calls the fake upstream (E02).
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -360,7 +360,7 @@ impl Drop for Proxy {
     }
 }
 
-/// B36: fails the test where a secret shows.
+/// B36, E22: fails the test where a secret shows.
 pub(crate) fn assert_no_secret(secrets: &[String], text: &str) {
     for secret in secrets {
         assert!(!text.contains(secret.as_str()), "a secret shows in:\n{}", text.replace(secret.as_str(), "<<<SECRET>>>"));

@@ -1,5 +1,5 @@
 //! A proxy between two raw sockets, and the three questions that most tests ask of it: what leaves for the upstream, what comes back to the
-//! downstream, what is refused.
+//! downstream, what is refused. No HTTP library on either side (matrix E01).
 
 use std::time::Duration;
 
